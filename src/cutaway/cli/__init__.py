@@ -1,0 +1,1 @@
+"""The `cutaway` command: one file per group of subcommands, each a thin shell around the library."""

@@ -1,0 +1,50 @@
+"""`cutaway`: the table of contents of the command line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from cutaway import __version__
+from cutaway.cli import chat, diff, lab, models, serve
+from cutaway.errors import CutawayError
+
+app = typer.Typer(
+    name="cutaway",
+    help="A complete large-language-model system whose every part can be seen, changed and measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("pull")(models.pull)
+app.command("models")(models.models)
+app.command("inspect")(models.inspect)
+app.command("convert")(models.convert)
+app.command("chat")(chat.chat)
+app.command("serve")(serve.serve)
+app.command("diff")(diff.diff)
+app.add_typer(lab.app, name="lab")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """Hold the options that belong to no subcommand."""
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def run() -> None:
+    """Entry point: a `CutawayError` becomes one line and exit status 1, an interruption status 130."""
+    try:
+        app()
+    except CutawayError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,54 @@
+"""How a sequence wants its tokens drawn, and when it wants to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cutaway.errors import CutawayError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """temperature 0 is greedy. Filters (top_k, top_p, min_p) at their defaults are off. Penalties at theirs too.
+
+    repetition_penalty: factor on scores of tokens seen in prompt or reply (Keskar et al. 2019, arXiv:1909.05858).
+    presence_penalty, frequency_penalty: subtracted once, or once per occurrence, from tokens of the reply (OpenAI).
+    seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives reported per token.
+    Errors: a value outside its range, by name.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    max_tokens: int = 256
+    top_logprobs: int = 0
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (holds, expected) in RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and holds(value)):
+                raise CutawayError(f"must be {expected}, got {value}", name)
+        if any(not s for s in self.stop):
+            raise CutawayError("must not contain an empty string", "stop")
+
+
+RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda v: 0 <= v <= 100, "between 0 and 100"),
+    "top_k": (lambda v: v >= 0, "at least 0 (0 is off)"),
+    "top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "min_p": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    "repetition_penalty": (lambda v: 0 < v <= 100, "above 0 and at most 100 (1 is off)"),
+    "presence_penalty": (lambda v: -2 <= v <= 2, "between -2 and 2"),
+    "frequency_penalty": (lambda v: -2 <= v <= 2, "between -2 and 2"),
+    "max_tokens": (lambda v: v >= 1, "at least 1"),
+    "top_logprobs": (lambda v: 0 <= v <= 100, "between 0 and 100"),
+}

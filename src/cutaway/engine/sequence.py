@@ -1,0 +1,79 @@
+"""One conversation turn in the making: its tokens, how many of them are computed, and the text they spell so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cutaway.engine.cache import KVCache
+from cutaway.engine.params import SamplingParams
+from cutaway.engine.sampler import Choice
+from cutaway.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step brought one sequence. text: newly certain characters, perhaps none. finish: why it ended, if so.
+
+    finish is "stop" (end token or stop string), "length" (max_tokens or the context) or "abort".
+    """
+
+    choice: Choice | None
+    text: str
+    finish: str | None
+
+
+@dataclass(eq=False)
+class Sequence:
+    """tokens: prompt, then reply. computed: how many of them are in the cache; a step brings it up to len(tokens).
+
+    trace: how many alternatives each choice describes.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    tokenizer: Tokenizer
+    trace: int = 0
+    reply: list[int] = field(default_factory=list)
+    computed: int = 0
+    cache: KVCache | None = None
+    finish: str | None = None
+    text: str = ""
+    sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.decoder = self.tokenizer.stream()
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.reply
+
+    def commit(self, choice: Choice, room: int) -> Event:
+        """Append a drawn token. room: how many more tokens the context can hold after it."""
+        self.reply.append(choice.token)
+        ended = choice.token in self.tokenizer.stop_ids and not self.params.ignore_eos
+        if not ended:
+            self.text += self.decoder.push(choice.token)
+        full = len(self.reply) >= self.params.max_tokens or room <= 0
+        if ended or full:
+            self.text += self.decoder.flush()
+        stop = find_stop(self.text, self.params.stop)
+        if stop is not None:
+            self.text = self.text[:stop]
+        self.finish = "stop" if ended or stop is not None else "length" if full else None
+        return Event(choice, self._release(), self.finish)
+
+    def _release(self) -> str:
+        """Text that no stop string can take back any more."""
+        end = len(self.text) if self.finish else len(self.text) - held(self.text, self.params.stop)
+        new, self.sent = self.text[self.sent : end], max(self.sent, end)
+        return new
+
+
+def find_stop(text: str, stops: tuple[str, ...]) -> int | None:
+    """Where the earliest stop string begins in `text`."""
+    return min((at for s in stops if (at := text.find(s)) >= 0), default=None)
+
+
+def held(text: str, stops: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that is the beginning of a stop string."""
+    return max((n for s in stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)

@@ -1,0 +1,15 @@
+"""From a `Spec` to a model."""
+
+from __future__ import annotations
+
+import torch
+
+from cutaway.models.decoder import Decoder
+from cutaway.models.encoder import Encoder
+from cutaway.models.spec import Spec
+
+
+def build(spec: Spec, device: str | torch.device = "cpu") -> Decoder | Encoder:
+    """The model that `spec` describes. On device "meta" it has shapes but no memory."""
+    with torch.device(device):
+        return Decoder(spec) if spec.head is not None else Encoder(spec)

@@ -1,0 +1,29 @@
+"""The families that Cutaway reads and writes, one file of tables each. To add one: `CONTRIBUTING.md`."""
+
+from __future__ import annotations
+
+import difflib
+
+from cutaway.errors import CutawayError
+from cutaway.models.families import bert, gemma3, gpt2, llama, qwen2, qwen3
+from cutaway.models.families.table import Family
+
+FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in (llama, qwen2, qwen3, gemma3, gpt2, bert)}
+
+
+def family_of_architecture(names: list[str], where: str) -> Family:
+    """By the class name in config.json's `architectures`. Errors: unknown, naming the nearest."""
+    known = {a: f for f in FAMILIES.values() for a in f.architectures}
+    return next((known[n] for n in names if n in known), None) or _unknown(", ".join(names), list(known), where)
+
+
+def family_of_gguf(name: str, where: str) -> Family:
+    """By `general.architecture` of a GGUF file. Errors: unknown, naming the nearest."""
+    known = {f.gguf: f for f in FAMILIES.values()}
+    return known.get(name) or _unknown(name, list(known), where)
+
+
+def _unknown(name: str, known: list[str], where: str) -> Family:
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+    hint = f"nearest: {', '.join(near)}; " if near else ""
+    raise CutawayError(f"unknown architecture {name!r}", where, f"{hint}known: {', '.join(known)}")

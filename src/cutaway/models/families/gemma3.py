@@ -1,0 +1,129 @@
+"""Gemma 3, text models (Gemma Team 2025, arXiv:2503.19786).
+
+Norms around each sublayer, their weights stored as distance from one; RMSNorm on queries and keys; five layers with a
+sliding window and fast rotation for each layer that sees everything and turns slowly; embeddings scaled by sqrt(D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cutaway.errors import CutawayError
+from cutaway.models.families import llama
+from cutaway.models.families.qwen3 import QK_NORM_GGUF_ROWS, QK_NORM_ROWS
+from cutaway.models.families.table import OFFSET_FROM_ONE, Config, Each, Family, Field, Row, named, same
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+def layer_types(config: Config) -> list[str]:
+    """Stated per layer, or one global layer in every `sliding_window_pattern`."""
+    depth = config["num_hidden_layers"]
+    pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    stated = config.get("layer_types") or [LOCAL if (i + 1) % pattern else GLOBAL for i in range(depth)]
+    if len(stated) != depth or not set(stated) <= {LOCAL, GLOBAL}:
+        raise CutawayError(f"layer_types does not name {LOCAL} or {GLOBAL} for each of {depth} layers", "config.json")
+    return stated
+
+
+def read_windows(config: Config) -> Each:
+    window = config.get("sliding_window", 512)
+    return Each(window if kind == LOCAL else None for kind in layer_types(config))
+
+
+def write_windows(windows: list[int | None]) -> dict[str, Any]:
+    size = {w for w in windows if w is not None}
+    if len(size) > 1:
+        raise CutawayError(f"layers have several windows: {sorted(size)}", "Spec", "this family has one")
+    kinds = [LOCAL if w else GLOBAL for w in windows]
+    return {"layer_types": kinds, **({"sliding_window": size.pop()} if size else {})}
+
+
+def read_ropes(config: Config) -> Each:
+    """A rope per layer: local layers turn with their own, unscaled base."""
+    nested = config.get("rope_parameters") or {}
+    by_kind = {
+        LOCAL: llama.read_rope({"rope_theta": config.get("rope_local_base_freq", 1e4), "rope_parameters": nested.get(LOCAL)}),
+        GLOBAL: llama.read_rope(
+            {
+                "rope_theta": config.get("rope_theta", 1e6),
+                "rope_scaling": config.get("rope_scaling"),
+                "rope_parameters": nested.get(GLOBAL),
+            }
+        ),
+    }
+    return Each(by_kind[kind] for kind in layer_types(config))
+
+
+def gguf_config(metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """llama.cpp fixes the pattern of six and the local base."""
+    return {**llama.gguf_sizes(metadata, shapes), "query_pre_attn_scalar": metadata["gemma3.attention.key_length"]}
+
+
+def write_ropes(ropes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bases of the two kinds; which layer has which follows from the windows. A single kind is told by its base."""
+    fast, slow = min(ropes, key=lambda r: r["base"]), max(ropes, key=lambda r: r["base"])
+    return {**llama.write_rope([slow]), "rope_local_base_freq": fast["base"]}
+
+
+def _gemma_row(row: Row) -> Row:
+    """Llama's row under Gemma's names: its `ffn_norm` is 'pre_feedforward', its post norms are further ones."""
+    theirs = row.theirs.replace("post_attention_layernorm", "pre_feedforward_layernorm")
+    return row._replace(theirs=theirs)
+
+
+POST_ROWS = (
+    Row("model.layers.{i}.post_attention_layernorm.weight", "layers.{i}.attention_post_norm.weight"),
+    Row("model.layers.{i}.post_feedforward_layernorm.weight", "layers.{i}.ffn_post_norm.weight"),
+)
+POST_GGUF_ROWS = (
+    Row("blk.{i}.post_attention_norm.weight", "layers.{i}.attention_post_norm.weight"),
+    Row("blk.{i}.post_ffw_norm.weight", "layers.{i}.ffn_post_norm.weight"),
+)
+
+FAMILY = Family(
+    name="gemma3",
+    model_type="gemma3_text",
+    architectures=("Gemma3ForCausalLM", "Gemma3TextModel"),
+    gguf="gemma3",
+    fields=(
+        *(f if f.path != "head.tied" else same("tie_word_embeddings", "head.tied", True) for f in llama.SIZES),
+        *llama.RMS,
+        named("hidden_activation", "layer.ffn.activation", llama.ACTIVATION_NAMES, "gelu_pytorch_tanh"),
+        same("attention_bias", "layer.attention.bias", False),
+        Field("layer.attention.out_bias", lambda c: c.get("attention_bias", False)),
+        Field(
+            "layer.attention.scale",
+            lambda c: c.get("query_pre_attn_scalar", 256) ** -0.5,
+            lambda scales: {"query_pre_attn_scalar": round(scales[0] ** -2)},
+        ),
+        Field("layer.attention.window", read_windows, write_windows),
+        Field("layer.attention.rope", read_ropes, write_ropes),
+        Field("layer.attention.qk_norm.eps", lambda c: c.get("rms_norm_eps", 1e-6)),
+        Field("embedding.scale", lambda c: c["hidden_size"] ** 0.5),
+    ),
+    constants={
+        "layer.norm.kind": "rms",
+        "layer.norm.unit_offset": True,
+        "layer.placement": "sandwich",
+        "layer.attention.qk_norm.kind": "rms",
+        "layer.attention.qk_norm.unit_offset": True,
+        "layer.ffn.gated": True,
+        "final_norm.kind": "rms",
+        "final_norm.unit_offset": True,
+    },
+    rows=(*(_gemma_row(row) for row in llama.ROWS), *QK_NORM_ROWS, *POST_ROWS),
+    gguf_rows=tuple(
+        row._replace(via=OFFSET_FROM_ONE) if "norm" in row.theirs else row
+        for row in (*llama.GGUF_ROWS, *QK_NORM_GGUF_ROWS, *POST_GGUF_ROWS)
+    ),
+    gguf_keys={**llama.GGUF_KEYS, "attention.sliding_window": "sliding_window"},
+    gguf_config=gguf_config,
+    gguf_extra=llama.gguf_dims,
+    requires={
+        "use_bidirectional_attention": (False, None),
+        "final_logit_softcapping": (None,),
+        "attn_logit_softcapping": (None,),
+    },
+)

@@ -1,0 +1,234 @@
+"""What a model family is: tables between a foreign checkpoint and ours, each read in both directions.
+
+    config.json      <- Field table ->   Spec            a path such as "layer.attention.heads" names the spec's field
+    GGUF metadata    <- key table   ->   config.json
+    tensor names     <- Row table   ->   our parameter names, with a `Via` where the numbers are laid out otherwise
+
+A family file holds nothing but such tables. Loading and saving share them, and `config_of` refuses to write a
+configuration from which the same `Spec` would not come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import CutawayError
+from cutaway.models.spec import Spec
+
+Config = Mapping[str, Any]
+LAYER = "layer."  # path prefix: the field of every layer
+
+
+class Each(list[Any]):
+    """A value per layer, where `Field.read` gives layers different ones."""
+
+
+class Field(NamedTuple):
+    """One row of a configuration table. read: from the whole config. write: the config entries for a spec's value.
+
+    For a path under "layer." `read` gives one value for all or an `Each`, and `write` gets the list over layers.
+    """
+
+    path: str
+    read: Callable[[Config], Any]
+    write: Callable[[Any], dict[str, Any]] = lambda value: {}
+
+
+def same(key: str, path: str, default: Any = None) -> Field:
+    """`config[key]` is the spec's value. default: a value or a function of the config, for files without the key."""
+
+    def read(config: Config) -> Any:
+        value = config.get(key)
+        if value is None:
+            value = default(config) if callable(default) else default
+        if value is None:
+            raise CutawayError(f"has no {key!r}", "config.json", "the checkpoint's configuration is incomplete")
+        return value
+
+    return Field(path, read, lambda value: {key: _one(value, path)})
+
+
+def named(key: str, path: str, names: Mapping[str, str], default: str | None = None) -> Field:
+    """`config[key]` is a name that we spell differently. Errors: names the table does not know."""
+    back = {ours: theirs for theirs, ours in reversed(names.items())}
+
+    def read(config: Config) -> str:
+        theirs = config.get(key) or default
+        if theirs not in names:
+            raise CutawayError(f"{key} = {theirs!r} is not supported", "config.json", f"known: {', '.join(names)}")
+        return names[theirs]
+
+    return Field(path, read, lambda value: {key: back[_one(value, path)]})
+
+
+def _one(value: Any, path: str) -> Any:
+    """The single value of a field, or the one that all layers share."""
+    if not path.startswith(LAYER):
+        return value
+    if any(v != value[0] for v in value):
+        raise CutawayError(f"layers differ in {path.removeprefix(LAYER)}: {value}", "Spec", "this family has one value")
+    return value[0]
+
+
+class Via(NamedTuple):
+    """How one foreign tensor becomes ours (one or several) and back; both see the spec for head counts and widths."""
+
+    load: Callable[[Tensor, Spec], tuple[Tensor, ...]]
+    save: Callable[[tuple[Tensor, ...], Spec], Tensor]
+
+
+class Row(NamedTuple):
+    """One row of a tensor table; "{i}" stands for the layer's number in both names."""
+
+    theirs: str
+    ours: str | tuple[str, ...]
+    via: Via | None = None
+
+    def at(self, i: int) -> Row:
+        """This row for layer i."""
+        ours = (self.ours,) if isinstance(self.ours, str) else self.ours
+        return Row(self.theirs.replace("{i}", str(i)), tuple(o.replace("{i}", str(i)) for o in ours), self.via)
+
+
+TRANSPOSED = Via(lambda t, s: (t.T.contiguous(),), lambda ts, s: ts[0].T.contiguous())
+OFFSET_FROM_ONE = Via(lambda t, s: (t - 1,), lambda ts, s: ts[0] + 1)
+
+
+def split(axis: int, transpose: bool = False) -> Via:
+    """Query, key and value fused in one tensor along `axis`, which GPT-2 stores transposed."""
+
+    def load(t: Tensor, s: Spec) -> tuple[Tensor, ...]:
+        a = s.layers[0].attention
+        sizes = [a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim]
+        if t.shape[axis] != sum(sizes):
+            raise CutawayError(f"fused attention tensor has {t.shape[axis]} rows, expected {sum(sizes)}")
+        return tuple((p.T if transpose else p).contiguous() for p in t.split(sizes, axis))
+
+    return Via(load, lambda ts, s: torch.cat([p.T if transpose else p for p in ts], axis).contiguous())
+
+
+def interleaved(heads: Callable[[Spec], int]) -> Via:
+    """Rows of each head in the order (2j, 2j + 1) of GGUF's llama family, ours being (j, j + K/2)."""
+
+    def swap(t: Tensor, s: Spec, inner: tuple[int, int]) -> Tensor:
+        return t.reshape(heads(s), *inner, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
+
+    return Via(lambda t, s: (swap(t, s, (-1, 2)),), lambda ts, s: swap(ts[0], s, (2, -1)))
+
+
+@dataclass(frozen=True)
+class Family:
+    """The tables of one family.
+
+    architectures: class names of transformers, the first is written. gguf: llama.cpp's name for it.
+    constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
+    prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
+    gguf_config: config entries that GGUF metadata does not state, from the metadata and the tensor shapes.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    gguf: str
+    fields: tuple[Field, ...]
+    constants: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    gguf_rows: tuple[Row, ...]
+    gguf_keys: Mapping[str, str]
+    gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]]
+    gguf_extra: Callable[[Spec], dict[str, Any]] = lambda spec: {}
+    requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    prefix: str = "model."
+    ignored: tuple[str, ...] = ()
+    model_type: str = ""
+
+
+def spec_of(family: Family, config: Config) -> Spec:
+    """The spec that a config.json of this family describes. Errors: missing keys, unsupported values, by name."""
+    for key, allowed in family.requires.items():
+        if key in config and config[key] not in allowed:
+            raise CutawayError(
+                f"{key} = {config[key]!r} is not implemented for {family.name}", "config.json", f"supported: {allowed}"
+            )
+    values = {**family.constants, "family": family.name, **{f.path: f.read(config) for f in family.fields}}
+    depth = values.pop("depth")
+    _check_depth(depth)
+    layers = [
+        _nest({p.removeprefix(LAYER): _pick(v, i) for p, v in values.items() if p.startswith(LAYER)})
+        for i in range(depth)
+    ]
+    return Spec.from_dict({**_nest({p: v for p, v in values.items() if not p.startswith(LAYER)}), "layers": layers})
+
+
+def config_of(family: Family, spec: Spec) -> dict[str, Any]:
+    """The config.json of a spec. Errors: a spec that this family's configuration cannot express."""
+    nested = spec.to_dict()
+    config: dict[str, Any] = {"architectures": [family.architectures[0]], "model_type": family.model_type or family.name}
+    for field in family.fields:
+        config.update(field.write(_find(nested, field.path)))
+    if (back := spec_of(family, config)) != spec:
+        wrong = [p for p in _leaves(nested) if _find(nested, p) != _find(back.to_dict(), p)]
+        raise CutawayError(f"cannot express {', '.join(wrong[:4])}", f"family {family.name}", "save another family")
+    return config
+
+
+def config_of_gguf(family: Family, metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """config.json entries from GGUF metadata. Errors: keys that the format requires and the file lacks."""
+    keys = {f"{family.gguf}.{suffix}": key for suffix, key in family.gguf_keys.items()}
+    config = {key: metadata[k] for k, key in keys.items() if k in metadata}
+    return {**config, **family.gguf_config(metadata, shapes)}
+
+
+def gguf_of_config(family: Family, config: Config, spec: Spec) -> dict[str, Any]:
+    """GGUF metadata of the architecture (not of the tokenizer) from config.json entries."""
+    stated = {suffix: config[key] for suffix, key in family.gguf_keys.items() if config.get(key) is not None}
+    entries = {**stated, **family.gguf_extra(spec)}
+    return {"general.architecture": family.gguf, **{f"{family.gguf}.{k}": v for k, v in entries.items()}}
+
+
+def rows_of(rows: tuple[Row, ...], depth: int) -> Iterator[Row]:
+    """The table with its layer rows repeated for each layer."""
+    for row in rows:
+        yield from (row.at(i) for i in range(depth if "{i}" in row.theirs else 1))
+
+
+def _check_depth(depth: Any) -> None:
+    if not isinstance(depth, int) or not 1 <= depth <= 10_000:
+        raise CutawayError(f"{depth!r} layers are not plausible", "config.json", "the file is probably damaged")
+
+
+def _pick(value: Any, i: int) -> Any:
+    return value[i] if isinstance(value, Each) else value
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b": 1} -> {"a": {"b": 1}}; a path set to None stays None even where others go deeper."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        at = nested
+        for name in parents:
+            at = at.setdefault(name, {})
+        at[leaf] = value
+    return nested
+
+
+def _find(nested: Mapping[str, Any], path: str) -> Any:
+    """The value at a path; for "layer." paths the list over layers; "depth" is their number."""
+    if path == "depth":
+        return len(nested["layers"])
+    if path.startswith(LAYER):
+        return [_find(layer, path.removeprefix(LAYER)) for layer in nested["layers"]]
+    at: Any = nested
+    for name in path.split("."):
+        at = None if at is None else at[name]
+    return at
+
+
+def _leaves(nested: Mapping[str, Any]) -> list[str]:
+    """Top-level and per-layer field paths, to name a difference."""
+    return [k for k in nested if k != "layers"] + [LAYER + k for k in nested["layers"][0]]

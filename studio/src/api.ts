@@ -1,0 +1,268 @@
+/** The studio's HTTP contract, typed. One function per route; streams are async generators. */
+
+export type Words = { en: string; zh: string };
+
+export interface ModelSummary {
+  id: string;
+  kind: "decoder" | "encoder";
+  family: string;
+  context: number;
+  parameters: number;
+  dtype: string;
+  chat: boolean;
+}
+
+export interface Fact {
+  key: string;
+  value: number | string;
+  unit?: string;
+  formula?: string;
+}
+
+export interface Tensor {
+  name: string;
+  shape: number[];
+  dtype: string;
+  parameters: number;
+  bytes: number;
+  stored: string;
+}
+
+export interface CodePlace {
+  path: string;
+  line: number;
+  end?: number;
+}
+
+export type Detail = Record<string, number | string | boolean | null>;
+
+/** A module of the model. Parameters, bytes and FLOPs include the children. */
+export interface Module {
+  id: string;
+  name: string;
+  kind: string;
+  tensors: Tensor[];
+  parameters: number;
+  bytes: number;
+  flops_per_token: number;
+  share: number;
+  detail: Detail;
+  input: string;
+  output: string;
+  code?: CodePlace | null;
+  children: Module[];
+}
+
+export interface Model {
+  id: string;
+  family: string;
+  kind: "decoder" | "encoder";
+  dtype: string;
+  source: string;
+  license?: string | null;
+  facts: Fact[];
+  tree: Module;
+}
+
+export interface Cost {
+  rows: { part: string; bytes: number; formula?: string }[];
+  flops_per_token: number;
+  kv_bytes_per_token: number;
+}
+
+export interface Code {
+  path: string;
+  text: string;
+  lines: number;
+}
+
+export interface Message {
+  role: "system" | "user" | "assistant";
+  content: string;
+}
+
+export interface Sampling {
+  temperature: number;
+  top_k: number;
+  top_p: number;
+  min_p: number;
+  repetition_penalty: number;
+  presence_penalty: number;
+  frequency_penalty: number;
+  seed: number | null;
+  max_tokens: number;
+}
+
+export interface TextToken {
+  id: number;
+  text: string;
+  display?: string;
+}
+
+export type Cut = "top_k" | "top_p" | "min_p";
+
+/** probability: the model's own; sampled: after the settings, 0 if cut. */
+export interface Alternative extends TextToken {
+  probability: number;
+  sampled: number;
+  cut: Cut | null;
+}
+
+/** entropy in nats; candidates: how many tokens the settings left to choose from. */
+export interface Token extends TextToken {
+  probability: number;
+  entropy: number;
+  rank: number;
+  candidates: number;
+  alternatives: Alternative[];
+}
+
+export interface Timing {
+  prefill_s: number;
+  decode_s: number;
+  tokens_per_s: number;
+}
+
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+}
+
+type Failure = { type: "error"; message?: string; error?: { message: string } };
+
+export type GenerateEvent =
+  | { type: "prompt"; tokens: TextToken[]; count: number }
+  | ({ type: "token"; index: number } & Token)
+  | { type: "done"; finish_reason: string; usage: Usage; timing: Timing; text: string };
+
+export interface Knob {
+  name: string;
+  type: "int" | "float" | "str" | "bool" | "choice";
+  default: KnobValue;
+  quick: KnobValue;
+  help: Words;
+  choices?: (string | number)[];
+  min?: number;
+  max?: number;
+}
+
+export type KnobValue = number | string | boolean | null;
+
+export interface Plot {
+  kind: "line" | "bar" | "scatter";
+  x: { label: string; log: boolean };
+  y: { label: string; log: boolean };
+  series: { name: string; x: (number | string)[]; y: (number | null)[] }[];
+}
+
+export type Cell = number | string | boolean | null;
+
+export interface Evidence {
+  lab: string;
+  title: Words;
+  verdict: Words;
+  holds: boolean;
+  table: { columns: { name: string; unit?: string }[]; rows: Cell[][] };
+  plot: Plot | null;
+  knobs: Record<string, KnobValue>;
+  profile: Profile;
+  seconds: number;
+  machine: { cpu: string; cores: number; memory_gb: number; gpu: string | null };
+  versions: Record<string, string>;
+  commit: string | null;
+  seed: number | null;
+  created: string;
+}
+
+export type Profile = "quick" | "full";
+
+export interface Lab {
+  id: string;
+  title: Words;
+  question: Words;
+  knobs: Knob[];
+  seconds: { quick: number; full: number };
+  code?: CodePlace | null;
+  latest: Evidence | null;
+}
+
+export type LabEvent =
+  | { type: "progress"; done: number; total: number; note?: string }
+  | { type: "evidence"; evidence: Evidence }
+  | { type: "done" };
+
+/** status 0: the server could not be reached at all. */
+export class ApiError extends Error {
+  constructor(
+    message: string,
+    readonly status: number,
+  ) {
+    super(message);
+  }
+}
+
+const BASE = "/studio/api";
+
+async function open(path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  const init: RequestInit =
+    body === undefined
+      ? { signal }
+      : { signal, method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  const response = await fetch(BASE + path, init).catch((error: Error) => {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(error.message, 0);
+  });
+  if (!response.ok) throw new ApiError(await reason(response), response.status);
+  return response;
+}
+
+async function reason(response: Response): Promise<string> {
+  const answer = await response.json().catch(() => null);
+  return answer?.error?.message ?? `${response.status} ${response.statusText}`;
+}
+
+const get = async <T>(path: string): Promise<T> => (await open(path)).json();
+
+/** The events of one server-sent stream; aborting `signal` closes the connection, which stops the work. */
+async function* stream<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
+  const response = await open(path, body, signal);
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split(/\r?\n\r?\n/);
+    rest = blocks.pop()!;
+    for (const block of blocks) yield* parse<T>(block);
+  }
+}
+
+function* parse<T>(block: string): Generator<T> {
+  for (const line of block.split("\n")) {
+    if (!line.startsWith("data:")) continue;
+    const event = JSON.parse(line.slice(5)) as T | Failure;
+    const failed = event as Failure;
+    if (failed.type === "error") throw new ApiError(failed.error?.message ?? failed.message ?? "", 500);
+    yield event as T;
+  }
+}
+
+export interface GenerateRequest extends Sampling {
+  model: string;
+  messages: Message[];
+  continue_tokens: number[];
+}
+
+export const api = {
+  models: () => get<{ models: ModelSummary[]; version: string }>("/models"),
+  model: (id: string) => get<Model>(`/model/${encodeURIComponent(id)}`),
+  cost: (id: string, context: number, batch: number, dtype: string) =>
+    get<Cost>(`/model/${encodeURIComponent(id)}/cost?context=${context}&batch=${batch}&dtype=${dtype}`),
+  code: (path: string) => get<Code>(`/code?path=${encodeURIComponent(path)}`),
+  labs: () => get<{ labs: Lab[] }>("/labs"),
+  tokenize: async (model: string, text: string, signal: AbortSignal): Promise<{ tokens: TextToken[] }> =>
+    (await open("/tokenize", { model, text }, signal)).json(),
+  generate: (request: GenerateRequest, signal: AbortSignal) => stream<GenerateEvent>("/generate", request, signal),
+  runLab: (id: string, knobs: Record<string, KnobValue>, profile: Profile, signal: AbortSignal) =>
+    stream<LabEvent>(`/labs/${encodeURIComponent(id)}/run`, { knobs, profile }, signal),
+};
