@@ -16,6 +16,10 @@ from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer
 
 
+class TooLong(CutawayError):
+    """A prompt that leaves no room for a reply in the context."""
+
+
 class Engine:
     """Runs sequences on one decoder. Not thread-safe: one thread steps, see `cutaway.engine.service`.
 
@@ -33,20 +37,22 @@ class Engine:
         self.running: list[Sequence] = []
 
     def add(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
-        """Queue a sequence. Errors: an empty prompt, one that leaves no room in the context, ids beyond the vocabulary."""
-        self.check(prompt)
-        sequence = Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs))
+        """Queue a sequence; see `prepare`."""
+        sequence = self.prepare(prompt, params, trace)
         self.waiting.append(sequence)
         return sequence
 
+    def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
+        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`."""
+        self.check(prompt)
+        return Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs))
+
     def check(self, prompt: list[int]) -> None:
-        """Refuse what cannot be computed, before anything is."""
+        """Errors: an empty prompt, one that leaves no room in the context (`TooLong`), ids beyond the vocabulary."""
         if not prompt:
             raise CutawayError("is empty", "prompt", "give at least one token")
         if len(prompt) >= self.context:
-            raise CutawayError(
-                f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it"
-            )
+            raise TooLong(f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it")
         if max(prompt) >= self.model.spec.vocab or min(prompt) < 0:
             raise CutawayError(f"has token ids outside 0 ... {self.model.spec.vocab - 1}", "prompt")
 
@@ -89,11 +95,14 @@ class Engine:
             self.abort(sequence)
 
     def _plan(self) -> list[tuple[Sequence, int]]:
-        """Which sequences compute how many tokens. Those nearest their end go first, so prompts never starve replies."""
+        """Which sequences compute how many tokens: replies first, then prompts, each in order of arrival.
+
+        So a long prompt never holds up the replies of others, nor do short ones that come later hold up a long one.
+        """
         while self.waiting and len(self.running) < self.limit:
             self.running.append(self.waiting.popleft())
         spans, left = [], self.budget
-        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed):
+        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
             n = min(len(sequence.tokens) - sequence.computed, left)
             if n > 0:
                 spans.append((sequence, n))

@@ -42,7 +42,7 @@ class SamplingParams:
 
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda v: 0 <= v <= 100, "between 0 and 100"),
+    "temperature": (lambda v: v == 0 or 1e-6 <= v <= 100, "0 (greedy) or between 0.000001 and 100"),
     "top_k": (lambda v: v >= 0, "at least 0 (0 is off)"),
     "top_p": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "min_p": (lambda v: 0 <= v <= 1, "between 0 and 1"),

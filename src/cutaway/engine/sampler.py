@@ -5,7 +5,8 @@
 Each filter comes down to a threshold on the scores: a token survives if its score reaches every threshold. (Tokens
 that tie with the last survivor survive too.) The draw is Gumbel-max: with independent noise g of the Gumbel
 distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position) alone, so a
-reply does not depend on what else was in the batch, or on how often the position was computed.
+reply does not depend on what else was in the batch, or on how often the position was computed, and a token that
+survives a filter comes with the same luck as without it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ def shape(logits_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply
     scores_V = penalize(logits_V.float(), params, prompt, reply)
     if params.temperature == 0:
         return Shaped(scores_V, (("temperature", float(scores_V.max())),))
-    scores_V = scores_V / params.temperature
+    scores_V = (scores_V - scores_V.max()) / params.temperature  # at most 0: no temperature makes it overflow
     thresholds: list[tuple[str, float]] = []
     for name, active, threshold in FILTERS:
         if active(params):
@@ -142,17 +144,25 @@ def draw(shaped: Shaped, params: SamplingParams, position: int) -> int:
 
 
 def gumbel(seed: int, position: int, size: int) -> Tensor:
-    """Gumbel noise_V that depends on its arguments alone: -log of exponential noise."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + 1) % 2**63
-    generator = torch.Generator().manual_seed(mixed)
-    return -torch.empty(size).exponential_(generator=generator).log()
+    """Gumbel noise_V: minus the log of exponential noise, float64 since the likeliest tokens need its finest part.
+
+    The generator counts, and (seed, position) is its key (Salmon et al. 2011, "Parallel random numbers: as easy as
+    1, 2, 3"): no state to carry along, and no two keys share a stream. Seeds are taken modulo 2^64.
+    """
+    philox = np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64))
+    return -torch.from_numpy(np.random.Generator(philox).standard_exponential(size)).log()
 
 
 def sample(
     logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0
 ) -> Choice:
-    """Draw the next token after prompt + reply. trace: how many alternatives to describe in full."""
+    """Draw the next token after prompt + reply. trace: how many alternatives to describe in full.
+
+    Errors: FloatingPointError if the model computed something that is not a number.
+    """
     logits_V = logits_V.float().cpu()
+    if not logits_V.sum().isfinite():
+        raise FloatingPointError("the model's logits are not finite")
     shaped = shape(logits_V, params, prompt, reply)
     token = draw(shaped, params, len(prompt) + len(reply))
     logprobs_V = logits_V.log_softmax(-1)

@@ -14,19 +14,22 @@ from cutaway.text.tokenizer import Tokenizer
 class Event:
     """What one step brought one sequence. text: newly certain characters, perhaps none. finish: why it ended, if so.
 
-    finish is "stop" (end token or stop string), "length" (max_tokens or the context) or "abort".
+    finish is "stop" (end token or stop string) or "length" (max_tokens or the context).
+    offset: how many characters the reply had before this token, whether released or held back.
     """
 
-    choice: Choice | None
+    choice: Choice
     text: str
     finish: str | None
+    offset: int = 0
 
 
 @dataclass(eq=False)
 class Sequence:
     """tokens: prompt, then reply. computed: how many of them are in the cache; a step brings it up to len(tokens).
 
-    trace: how many alternatives each choice describes.
+    trace: how many alternatives each choice describes. text: the reply's; sent: how many of its characters events
+    have released, the others might still become part of a stop string. finish: as in `Event`, or "abort".
     """
 
     prompt: list[int]
@@ -41,7 +44,7 @@ class Sequence:
     sent: int = 0
 
     def __post_init__(self) -> None:
-        self.decoder = self.tokenizer.stream()
+        self.decoder = self.tokenizer.stream(continuing=True)
 
     @property
     def tokens(self) -> list[int]:
@@ -50,28 +53,29 @@ class Sequence:
     def commit(self, choice: Choice, room: int) -> Event:
         """Append a drawn token. room: how many more tokens the context can hold after it."""
         self.reply.append(choice.token)
+        offset = len(self.text)
         ended = choice.token in self.tokenizer.stop_ids and not self.params.ignore_eos
         if not ended:
             self.text += self.decoder.push(choice.token)
         full = len(self.reply) >= self.params.max_tokens or room <= 0
         if ended or full:
             self.text += self.decoder.flush()
-        stop = find_stop(self.text, self.params.stop)
+        stop = find_stop(self.text, self.params.stop, self.sent)
         if stop is not None:
             self.text = self.text[:stop]
         self.finish = "stop" if ended or stop is not None else "length" if full else None
-        return Event(choice, self._release(), self.finish)
+        return Event(choice, self._release(), self.finish, offset)
 
     def _release(self) -> str:
         """Text that no stop string can take back any more."""
         end = len(self.text) if self.finish else len(self.text) - held(self.text, self.params.stop)
-        new, self.sent = self.text[self.sent : end], max(self.sent, end)
+        new, self.sent = self.text[self.sent : end], end
         return new
 
 
-def find_stop(text: str, stops: tuple[str, ...]) -> int | None:
-    """Where the earliest stop string begins in `text`."""
-    return min((at for s in stops if (at := text.find(s)) >= 0), default=None)
+def find_stop(text: str, stops: tuple[str, ...], start: int = 0) -> int | None:
+    """Where the earliest stop string begins in `text`, looking from `start` on."""
+    return min((at for s in stops if (at := text.find(s, start)) >= 0), default=None)
 
 
 def held(text: str, stops: tuple[str, ...]) -> int:

@@ -1,60 +1,110 @@
-"""The engine behind an asynchronous server: one thread steps, any number of coroutines listen."""
+"""The engine behind an asynchronous server: one thread steps, any number of coroutines listen.
+
+    coroutines ── start, stop ──► commands ──► thread: obey, step, obey, step ...
+        ▲                                        │
+        └──────────── events ◄───────────────────┘
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.errors import CutawayError
 
+Request = tuple[list[int], SamplingParams]
+Listener = Callable[[Event | Exception], None]
+Item = tuple[int, Event | Exception]
+
+log = logging.getLogger(__name__)
+
 
 class Busy(CutawayError):
-    """More sequences wait than the service accepts."""
+    """More sequences wait than are accepted."""
+
+
+class Stopped(RuntimeError):
+    """The engine failed, or was shut down, before it had finished a sequence."""
+
+
+class Gate:
+    """Lets at most `room` in at a time; who comes beyond that is refused, not queued. May be shared by threads."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.inside = room, 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def enter(self, count: int = 1) -> Iterator[None]:
+        """Hold `count` places. Errors: `Busy`."""
+        with self._lock:
+            if self.inside + count > self.room:
+                raise Busy(f"{self.inside} of {self.room} places are taken, {count} more are wanted", hint="try again later")
+            self.inside += count
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.inside -= count
 
 
 class Service:
     """Owns an `Engine` and the thread that steps it. `stream` may be called from any event loop.
 
-    max_waiting: requests that may queue beyond those running; one more is refused.
+    max_waiting: sequences that may queue beyond those that the engine computes at a time.
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
-        self.engine, self.max_waiting = engine, max_waiting
-        self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._listeners: dict[Sequence, Callable[[Event | Exception], None]] = {}
+        self.engine = engine
+        self.gate = Gate(engine.limit + max_waiting)
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._listeners: dict[Sequence, Listener] = {}
+        self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="cutaway-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return not self._closed and self._thread.is_alive()
+
     async def stream(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> AsyncIterator[Event]:
-        """Events of one sequence. Leaving the iteration, for whatever reason, aborts the sequence."""
-        self.engine.check(prompt)
-        if len(self.engine.waiting) >= self.max_waiting:
-            raise Busy(f"{len(self.engine.waiting)} requests are waiting already", hint="try again later")
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        started: list[Sequence] = []
+        """Events of one sequence. Leaving the iteration, for whatever reason, aborts the sequence.
 
-        def start() -> None:
-            started.append(self.engine.add(prompt, params, trace))
-            self._listeners[started[0]] = lambda event: loop.call_soon_threadsafe(events.put_nowait, event)
-
-        self._commands.put(start)
-        try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
+        Errors: those of `Engine.check`; `Busy`; `Stopped`.
+        """
+        async with aclosing(self.stream_all([(prompt, params)], trace)) as events:
+            async for _, event in events:
                 yield event
-                if event.finish:
-                    return
-        finally:
-            self._commands.put(lambda: self._stop(started))
+
+    async def stream_all(self, requests: list[Request], trace: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """Events of several sequences as they come, each with its request's index; all are accepted or none is."""
+        sequences = [self.engine.prepare(prompt, params, trace) for prompt, params in requests]
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Item] = asyncio.Queue()
+
+        def listener(index: int) -> Listener:
+            return lambda event: _post(loop, inbox, (index, event))
+
+        with self.gate.enter(len(sequences)):
+            self._command(lambda: self._start({s: listener(i) for i, s in enumerate(sequences)}))
+            try:
+                left = len(sequences)
+                while left:
+                    index, event = await inbox.get()
+                    if isinstance(event, Exception):
+                        raise event
+                    yield index, event
+                    left -= event.finish is not None
+            finally:
+                with suppress(Stopped):
+                    self._command(lambda: self._stop(sequences))
 
     async def complete(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> list[Event]:
         """All events of one sequence."""
@@ -62,12 +112,24 @@ class Service:
             return [event async for event in events]
 
     def close(self) -> None:
-        """Finish the current step and end the thread."""
-        self._commands.put(None)
+        """Finish the current step and end the thread; whoever still listens hears `Stopped`."""
+        with self._closing:
+            self._closed = True
+            self._commands.put(None)
         self._thread.join()
 
-    def _stop(self, started: list[Sequence]) -> None:
-        for sequence in started:
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._closing:  # nothing may be queued behind the end
+            if self._closed:
+                raise Stopped("the engine was shut down")
+            self._commands.put(command)
+
+    def _start(self, listeners: dict[Sequence, Listener]) -> None:
+        self._listeners |= listeners
+        self.engine.waiting.extend(listeners)
+
+    def _stop(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
             self._listeners.pop(sequence, None)
             self.engine.abort(sequence)
 
@@ -76,10 +138,10 @@ class Service:
             try:
                 for sequence, event in self.engine.step():
                     self._listeners[sequence](event)
-            except Exception as error:  # whoever waits must hear of it, and the service must outlive it
-                for sequence, listener in list(self._listeners.items()):
-                    listener(error)
-                    self._stop([sequence])
+            except Exception:  # whoever waits must hear of it, and the service must outlive it
+                log.exception("a step of the engine failed")
+                self._fail("a step of the engine failed")
+        self._fail("the engine was shut down")
 
     def _obey(self) -> bool:
         """Carry out what was asked meanwhile; wait for it if there is nothing else to do. False to end."""
@@ -89,3 +151,13 @@ class Service:
                 return False
             command()
         return True
+
+    def _fail(self, why: str) -> None:
+        for listener in self._listeners.values():
+            listener(Stopped(why))
+        self._stop(list(self._listeners))
+
+
+def _post(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Item], item: Item) -> None:
+    with suppress(RuntimeError):  # a closed loop: nobody listens any more
+        loop.call_soon_threadsafe(inbox.put_nowait, item)

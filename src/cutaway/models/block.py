@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from cutaway.models.cost import Cost
 from cutaway.models.spec import LayerSpec, Spec
 from cutaway.nn.attention import Attention, AttentionSpec, Context
 from cutaway.nn.embedding import Embedding
@@ -52,6 +53,11 @@ class Stack(nn.Module):
         self.embedding = Embedding(spec.vocab, spec.width, spec.embedding)
         self.layers = nn.ModuleList(Block(spec.width, layer) for layer in spec.layers)
         self.final_norm = make_norm(spec.final_norm, spec.width) if spec.final_norm else None
+
+    @property
+    def cost(self) -> Cost:
+        """What this architecture costs in parameters, FLOPs and bytes."""
+        return Cost(self.spec)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Tokens that are found in the raw text before any algorithm runs: control tokens and user-defined ones.
 
-At each position the longest token wins, from left to right, as in Hugging Face's `tokenizers` and in SentencePiece.
+At each position the longest token wins, from left to right, as in Hugging Face's `tokenizers` and in
+SentencePiece.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Segment:
 class Finder:
     """Cuts a text at added tokens.
 
-    With thousands of tokens an alternation would be tried one by one at each position, so the regular expression
-    only looks for the tokens' first two characters; a table then holds the tokens that begin so, longest first.
+    With thousands of tokens an alternation would be tried one by one at each position, so the regular
+    expression only looks for the tokens' first two characters; a table then holds the tokens that begin so,
+    longest first.
     """
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
@@ -57,8 +59,8 @@ class Finder:
     def split(self, text: str, parse_special: bool = True) -> Iterator[Segment]:
         """Cut `text` into segments; with `parse_special` off, control tokens are plain text."""
         done = 0
-        for start, token in self._matches(text, parse_special):
-            end = start + len(token.content)
+        for found, token in self._matches(text, parse_special):
+            start, end = found, found + len(token.content)
             if token.lstrip:
                 start = max(done, len(text[:start].rstrip()))
             if token.rstrip:
@@ -72,9 +74,11 @@ class Finder:
 
     def occurrences(self, text: str) -> Iterator[tuple[int, AddedToken]]:
         """All places where a token begins, overlapping ones too."""
-        for start in range(len(text)) if self._head and self._head.search(text) else ():
-            for token in self._candidates(text, start):
-                yield start, token
+        head = self._head.search(text) if self._head else None
+        while self._head and head:
+            for token in self._candidates(text, head.start()):
+                yield head.start(), token
+            head = self._head.search(text, head.start() + 1)
 
     def _matches(self, text: str, parse_special: bool) -> Iterator[tuple[int, AddedToken]]:
         if self._head is None:

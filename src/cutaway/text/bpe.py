@@ -1,8 +1,8 @@
 """Byte-pair encoding: start from characters, keep joining the best adjacent pair.
 
 Sennrich, Haddow and Birch 2016 (arXiv:1508.07909) rank pairs by a learnt list of merges. SentencePiece's BPE
-(Kudo and Richardson 2018, arXiv:1808.06226) ranks them by the score of the token they would make. Both are the
-same loop with another `priority`.
+(Kudo and Richardson 2018, arXiv:1808.06226) ranks them by the score of the token they would make. Both are
+the same loop with another `priority`.
 
     l o w e r      heap: (lo, er, we, ow …)
     └┬┘
@@ -35,11 +35,13 @@ def by_score(scores: Mapping[str, float]) -> Priority:
     return lambda pair: costs.get(pair[0] + pair[1])
 
 
-def merge(symbols: list[str], priority: Priority, join: Join = str.__add__, trace: list[Pair] | None = None) -> list[str]:
+def merge(
+    symbols: list[str], priority: Priority, join: Join = str.__add__, trace: list[Pair] | None = None
+) -> list[str]:
     """Join adjacent symbols, lowest priority first and leftmost on a tie, until no pair has a priority.
 
-    O(n log n): the symbols form a doubly linked list over their positions, the candidates a heap. `trace` receives
-    the pairs in the order they were joined.
+    O(n log n): the symbols form a doubly linked list over their positions, the candidates a heap. `trace`
+    receives the pairs in the order they were joined.
     """
     n = len(symbols)
     text: list[str | None] = [*symbols, None]
@@ -73,7 +75,8 @@ class BPE:
     """Encode one pre-token.
 
     priority: which pair joins first (see `by_rank`, `by_score`).
-    unk:      token for a character the vocabulary lacks; None drops it. With `byte_fallback` its bytes come first.
+    unk:      token for a character the vocabulary lacks; None drops it. With `byte_fallback` its bytes come
+    first.
     fuse_unk: neighboring unknown characters make one `unk`.
     whole:    a pre-token that is itself a token needs no merging (`ignore_merges` of Llama 3).
     prefix:   marks symbols that continue a word; suffix: marks the last symbol of a word.
@@ -102,8 +105,10 @@ class BPE:
         """The tokens of one pre-token; `trace` receives the merges in order."""
         if self.whole and word in self.vocab and word not in self.hidden:
             return [word]
-        parts = self._cut.split(word) if self._cut else [word]
-        return self._known([token for part in parts for token in merge(self.spell(part), self.priority, self._join, trace)])
+        merged: list[str] = []
+        for part in self._cut.split(word) if self._cut else [word]:
+            merged += merge(self.spell(part), self.priority, self._join, trace)
+        return self._known(merged)
 
     def ids(self, word: str) -> list[int]:
         """The token ids of one pre-token."""
@@ -136,10 +141,10 @@ class BPE:
 
 
 def _boundaries(vocab: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Where a long text may be cut before "▁" without changing the result, so that words are short and repeat.
+    """Where text may be cut before "▁" without changing the result, so that words are short and repeat.
 
-    If no token contains "x▁", nothing is ever joined across "x▁", and the two sides merge independently. Only the
-    letters x that some token has before "▁" are exempt.
+    If no token contains "x▁", nothing is ever joined across "x▁", and the two sides merge independently.
+    Only the letters x that some token has before "▁" are exempt.
     """
     if SPACE not in vocab:
         return None

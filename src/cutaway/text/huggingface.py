@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cutaway.errors import CutawayError, NotFound
 from cutaway.files import atomic
 from cutaway.text.added import AddedToken
 from cutaway.text.bpe import Pair
-from cutaway.text.recipe import Json, Recipe, merges_from_scores, template
+from cutaway.text.frame import template
+from cutaway.text.ranking import merges_from_scores
+from cutaway.text.recipe import Json, Kind, Recipe
 
 ROLES = ("bos", "eos", "unk", "pad", "cls", "sep", "mask")
 
 
 def read(directory: str | Path) -> Recipe:
-    """The tokenizer of a model directory: tokenizer.json, completed by tokenizer_config.json, special_tokens_map.json,
-    chat_template.jinja and generation_config.json as far as they exist. CutawayError if there is none or it is broken.
+    """The tokenizer of a model directory; CutawayError if there is none or it is broken.
+
+    tokenizer.json is completed by tokenizer_config.json, special_tokens_map.json, chat_template.jinja and
+    generation_config.json as far as they exist.
     """
     root = Path(directory)
     path = root / "tokenizer.json"
     if not path.is_file():
-        hint = "Cutaway reads tokenizer.json and GGUF; transformers can write a tokenizer.json with save_pretrained"
+        hint = "tokenizer.json and GGUF are read; transformers' save_pretrained can write a tokenizer.json"
         raise NotFound("the model directory has no tokenizer.json", str(root), hint)
     content, config = _load(path), _load(root / "tokenizer_config.json")
     try:
@@ -33,7 +37,7 @@ def read(directory: str | Path) -> Recipe:
         _frame(recipe, config)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"this is not a tokenizer file of a known layout: {type(error).__name__} {error}"
-        raise CutawayError(what, str(path), "fetch the file again, or check that it is a tokenizer.json") from None
+        raise CutawayError(what, str(path), "fetch the file again, or check what it is") from None
     recipe.chat_template = _chat_template(root, config)
     limit = config.get("model_max_length")
     recipe.max_length = int(limit) if isinstance(limit, int | float) and limit < 2**31 else None
@@ -54,9 +58,10 @@ def _load(path: Path) -> Json:
 
 def _recipe(content: Json) -> Recipe:
     model = content["model"]
-    kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
-    if kind not in ("BPE", "Unigram", "WordPiece"):
-        raise CutawayError(f"tokenizer model {kind!r} is not supported", "tokenizer.json", "BPE, Unigram, WordPiece are")
+    kind: Kind = model.get("type") or ("BPE" if "merges" in model else "WordPiece")
+    if kind not in get_args(Kind):
+        what = f"tokenizer model {kind!r} is not supported"
+        raise CutawayError(what, "tokenizer.json", f"{', '.join(get_args(Kind))} are")
     vocab, scores = _vocab(model["vocab"])
     options = {k: v for k, v in model.items() if k not in ("type", "vocab", "merges", "dropout")}
     if kind == "Unigram" and model.get("unk_id") is not None:
@@ -65,7 +70,8 @@ def _recipe(content: Json) -> Recipe:
         AddedToken(**{k: v for k, v in token.items() if k in AddedToken.__dataclass_fields__})
         for token in content.get("added_tokens") or []
     ]
-    recipe = Recipe(kind, vocab, _merges(model["merges"]) if kind == "BPE" else None, scores, options, added=added)
+    merges = _merges(model["merges"]) if kind == "BPE" else None
+    recipe = Recipe(kind, vocab, merges, scores, options, added=added)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         setattr(recipe, part, content.get(part))
     return recipe
@@ -105,15 +111,17 @@ def _add_stops(recipe: Recipe, generation: Json) -> None:
 
 
 def _frame(recipe: Recipe, config: Json) -> None:
-    """Explicit add_bos_token or add_eos_token in the configuration overrule the post-processor, as in transformers."""
+    """An explicit add_bos_token or add_eos_token overrules the post-processor, as in transformers."""
     if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
         return
-    names = recipe.tokens()
-    ends = [
-        [(names[recipe.roles[role]], recipe.roles[role])] if config.get(f"add_{role}_token") and role in recipe.roles else []
-        for role in ("bos", "eos")
-    ]
-    recipe.post_processor = template(*ends)
+    names, roles = recipe.tokens(), recipe.roles
+
+    def end(role: str) -> list[tuple[str, int]]:
+        return (
+            [(names[roles[role]], roles[role])] if config.get(f"add_{role}_token") and role in roles else []
+        )
+
+    recipe.post_processor = template(end("bos"), end("eos"))
 
 
 def _chat_template(root: Path, config: Json) -> str | None:
@@ -129,7 +137,7 @@ def _chat_template(root: Path, config: Json) -> str | None:
 
 
 def write(recipe: Recipe, directory: str | Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and, if there is one, chat_template.jinja, as AutoTokenizer reads them."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as AutoTokenizer reads them."""
     root = Path(directory)
     files = {
         "tokenizer.json": json.dumps(_content(recipe), ensure_ascii=False),

@@ -1,7 +1,7 @@
-"""Unicode plumbing around the algorithms: normalizing, splitting into pre-tokens, and turning tokens back into bytes.
+"""Unicode plumbing before the algorithms: normalizing text and cutting it into pre-tokens.
 
-Normalizers and pre-tokenizers are those of the `tokenizers` library, made from the JSON in a tokenizer file; the
-byte-level alphabet, which that JSON counts among the pre-tokenizers, and the decoders are ours.
+Normalizers and pre-tokenizers are those of the `tokenizers` library, made from the JSON in a tokenizer file;
+the byte-level alphabet, which that JSON counts among the pre-tokenizers, is ours.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cutaway.errors import CutawayError
-from cutaway.text.alphabet import fallback_byte, from_letters
-from cutaway.text.bpe import SPACE
 
 Json = dict[str, Any]
 
@@ -70,7 +68,8 @@ def pre_tokenizer(piece: Json | None) -> PreTokenizer:
         if level.get("use_regex", True):
             steps.append(split_on(GPT2_PATTERN))
         if space_before and len(steps) > 1:
-            raise CutawayError("ByteLevel with add_prefix_space must be the only pre-tokenizer", "tokenizer.json")
+            what = "ByteLevel with add_prefix_space must be the only pre-tokenizer"
+            raise CutawayError(what, "tokenizer.json")
     whole: Json | None = {"type": "Sequence", "pretokenizers": steps} if steps else None
     head = _from_json("pre_tokenizer", whole)
     first = any(step.get("prepend_scheme") == "first" for step in steps)
@@ -91,87 +90,13 @@ def flatten(piece: Json | None) -> list[Json]:
     return [step for part in parts for step in (flatten(part) if part["type"] == "Sequence" else [part])]
 
 
+def is_byte_level(pre_tokenizer: Json | None) -> bool:
+    """Whether the tokens are written in the byte-level alphabet."""
+    return any(step["type"] == "ByteLevel" for step in flatten(pre_tokenizer))
+
+
 def _never_prepend(sequence: Json) -> Json:
     """The same for text that does not begin the whole: Metaspace's scheme "first" adds nothing there."""
-    steps = [{**s, "prepend_scheme": "never"} if s.get("prepend_scheme") == "first" else s for s in flatten(sequence)]
+    never = {"prepend_scheme": "never"}
+    steps = [step | never if step.get("prepend_scheme") == "first" else step for step in flatten(sequence)]
     return {"type": "Sequence", "pretokenizers": steps}
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """Turns one token into bytes. trim: how many spaces are dropped where a text begins."""
-
-    bytes_of: Callable[[str], bytes]
-    trim: int
-
-
-def decoder(piece: Json | None) -> Decoder:
-    """The decoder that tokenizer.json describes; without one, tokens are separated by spaces."""
-    if not piece:
-        return Decoder(lambda token: b" " + token.encode(), 1)
-    parts = piece["decoders"] if piece["type"] == "Sequence" else [piece]
-    for part in parts:
-        if part["type"] not in _DECODERS:
-            raise CutawayError(f"decoder {part['type']!r} is not supported", "tokenizer.json")
-    steps = [_DECODERS[part["type"]](part) for part in parts]
-    kinds = {part["type"] for part in parts}
-
-    def bytes_of(token: str) -> bytes:
-        byte = fallback_byte(token) if "ByteFallback" in kinds else None
-        if byte is not None:
-            return byte
-        for step in steps:
-            token = step(token)
-        return from_letters(token) if "ByteLevel" in kinds else token.encode()
-
-    return Decoder(bytes_of, sum(_trim(part) for part in parts))
-
-
-def _trim(part: Json) -> int:
-    if part["type"] == "Strip":
-        return int(part["start"]) if part["content"] == " " else 0
-    if part["type"] == "Metaspace":
-        return int(part.get("prepend_scheme", "always") != "never")
-    return int(part["type"] == "WordPiece")
-
-
-def _unchanged(_: Json) -> Callable[[str], str]:
-    return str
-
-
-def _replace(part: Json) -> Callable[[str], str]:
-    if "String" not in part["pattern"]:
-        raise CutawayError("decoder 'Replace' is supported for plain strings only", "tokenizer.json")
-    return lambda token: token.replace(part["pattern"]["String"], part["content"])
-
-
-def _metaspace(part: Json) -> Callable[[str], str]:
-    return lambda token: token.replace(part.get("replacement", SPACE), " ")
-
-
-def _wordpiece(part: Json) -> Callable[[str], str]:
-    prefix, cleanup = part.get("prefix", "##"), part.get("cleanup", True)
-
-    def spell(token: str) -> str:
-        text = token.removeprefix(prefix) if token.startswith(prefix) else " " + token
-        return _attach(text) if cleanup else text
-
-    return spell
-
-
-def _attach(text: str) -> str:
-    """English spacing as tokenizer.json's WordPiece decoder cleans it up, as far as it shows within one token."""
-    for loose in (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're"):
-        text = text.replace(loose, loose[1:])
-    return text
-
-
-_DECODERS: dict[str, Callable[[Json], Callable[[str], str]]] = {
-    "ByteLevel": _unchanged,
-    "ByteFallback": _unchanged,
-    "Fuse": _unchanged,
-    "Strip": _unchanged,
-    "Replace": _replace,
-    "Metaspace": _metaspace,
-    "WordPiece": _wordpiece,
-}

@@ -1,4 +1,5 @@
-"""The pre-tokenizers that GGUF knows by a name only (`tokenizer.ggml.pre`), as the tokenizer.json pieces they stand for.
+"""The pre-tokenizers that GGUF knows by a name only (`tokenizer.ggml.pre`), as the tokenizer.json pieces
+they stand for.
 
 GGUF stores the name of a family instead of its regular expressions; they are given here as the families' own
 tokenizer.json have them. The table serves both directions: name → pieces, and pieces → name.
@@ -37,8 +38,11 @@ _GGML_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 
 @dataclass(frozen=True)
 class Family:
-    """patterns: each cuts what the ones before left. nfc: text is normalized to NFC first. whole: `ignore_merges`.
-    bos: whether llama.cpp begins a text with BOS unless the file says otherwise."""
+    """How models of one kind cut text.
+
+    patterns: each cuts what the ones before left. nfc: text is normalized to NFC first.
+    whole: `ignore_merges`. bos: whether a text begins with BOS unless the file says otherwise.
+    """
 
     patterns: tuple[str, ...]
     nfc: bool = False
@@ -60,9 +64,11 @@ FAMILIES: dict[str, Family] = {
     "smollm": _DIGITS,
     "llama-bpe": _LLAMA3,
     "qwen2": Family((QWEN2,), nfc=True),
-    "qwen35": Family((QWEN35,), nfc=True),
+    "qwen35": Family((QWEN35,)),
     "deepseek-r1-qwen": Family((QWEN2,)),
     "deepseek-v3": Family((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", DEEPSEEK3)),
+    "deepseek-coder": Family(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}")),
+    "falcon": Family((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_PATTERN, "[0-9][0-9][0-9]")),
     "dbrx": Family((LLAMA3,)),
     "olmo": Family((GPT2_PATTERN,), nfc=True),
     "command-r": Family((r"\p{N}", GPT2_PATTERN), nfc=True),
@@ -109,11 +115,12 @@ def name_of(pre_tokenizer: Json | None, *, nfc: bool, whole: bool) -> str:
         if (family.patterns, family.nfc, family.whole) == (wanted, nfc, whole):
             return name
     hint = "llama.cpp would cut the text elsewhere; keep the model in safetensors"
-    raise CutawayError(f"GGUF has no name for this pre-tokenizer: {wanted} (NFC: {nfc}, ignore_merges: {whole})", "", hint)
+    what = f"GGUF has no name for this pre-tokenizer: {wanted} (NFC: {nfc}, ignore_merges: {whole})"
+    raise CutawayError(what, "tokenizer", hint)
 
 
 def _pattern(step: Json) -> str:
-    """The regular expression that a pre-tokenizer comes to; "" if it cuts nothing; its type's name if it has none."""
+    """The regular expression a pre-tokenizer comes to; "" if it cuts nothing; its type if it has none."""
     kind = step["type"]
     if kind == "ByteLevel" and not step.get("add_prefix_space", True):
         return GPT2_PATTERN if step.get("use_regex", True) else ""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 class Detokenizer:
     """Push ids one at a time; what comes out, joined, is what decoding them at once gives.
 
-    bytes_of: the bytes of an id. skip: ids that add nothing. trim: how many spaces to drop where the text begins.
-    A character whose bytes are spread over several tokens is held back until its last byte is there; bytes that
-    can no longer become a character turn into U+FFFD, exactly as `bytes.decode(errors="replace")` has it.
+    bytes_of: the bytes of an id. skip: ids that add nothing. trim: how many spaces to drop where the text
+    begins. A character whose bytes are spread over several tokens is held back until its last byte is there;
+    bytes that can no longer become a character turn into U+FFFD, exactly as `bytes.decode(errors="replace")`
+    has it.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes], skip: Collection[int] = (), trim: int = 0) -> None:

@@ -1,4 +1,5 @@
-"""Unigram language model: of all ways to cut a word into tokens, the most probable one (Kudo 2018, arXiv:1804.10959).
+"""Unigram language model: of all ways to cut a word into tokens, the most probable (Kudo 2018,
+arXiv:1804.10959).
 
 Viterbi over positions: best[end] = max over tokens text[start:end] of best[start] + log p(token).
 """
@@ -16,7 +17,7 @@ UNKNOWN_PENALTY = 10.0  # below the least probable token, as in SentencePiece
 class Unigram:
     """Encode one pre-token.
 
-    scores: log-probability of each token; vocab: its id. hidden: tokens that text can never make (control tokens).
+    scores: log-probability of each token; vocab: its id. hidden: control tokens, which text can never make.
     An unknown run of characters becomes its bytes (`byte_fallback`, if all byte tokens exist) or one `unk`.
     """
 

@@ -1,5 +1,8 @@
-"""WordPiece: cut a word greedily into the longest tokens from the left (Schuster and Nakajima 2012; Devlin et al. 2019,
-arXiv:1810.04805). A token that continues a word is written with a prefix: "embed", "##ding"."""
+"""WordPiece: cut a word greedily into the longest tokens from the left (Schuster and Nakajima 2012).
+
+A token that continues a word is written with a prefix: "embed", "##ding" (BERT, Devlin et al. 2019,
+arXiv:1810.04805).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ class WordPiece:
         longest_word: int = 100,
         hidden: Collection[str] = (),
     ) -> None:
-        self.vocab, self.unk, self.prefix, self.longest_word, self.hidden = vocab, unk, prefix, longest_word, hidden
+        self.vocab, self.unk, self.prefix = vocab, unk, prefix
+        self.longest_word, self.hidden = longest_word, hidden
         self._longest = max(map(len, vocab), default=0)
 
     def tokens(self, word: str) -> list[str]:

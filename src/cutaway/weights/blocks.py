@@ -78,12 +78,13 @@ def quantize(weights: Tensor, type: str) -> Tensor:
     numbers the format cannot hold (NaN and infinity in blocks, or a finite number that would become infinite).
     """
     form = named(type)
-    if form.encode is None:
+    encode = form.encode
+    if encode is None:
         writable = ", ".join(f.name for f in FORMATS.values() if f.encode)
         raise CutawayError(f"{type} can be read but not written", hint=f"write one of {writable}")
     row = form.nbytes(weights.shape[-1:])
     out = torch.empty((*weights.shape[:-1], row), dtype=torch.uint8, device=weights.device)
-    return _by_chunks(lambda part: form.encode(part.float()), weights.reshape(-1, form.elements), out, form)
+    return _by_chunks(lambda part: encode(part.float()), weights.reshape(-1, form.elements), out, form)
 
 
 def named(type: str) -> Format:

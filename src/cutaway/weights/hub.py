@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import build_hf_headers
 
 from cutaway.errors import CutawayError, NotFound
 from cutaway.weights.contents import choose
-
-
-class _Silent(tqdm):
-    """The Hub's own progress bars, switched off: the caller draws one."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "disable": True})
 
 
 class Listing(NamedTuple):
@@ -57,25 +48,48 @@ def look_up(repository: str, revision: str | None, pick: str) -> Listing:
     return Listing(repository, info.sha, sizes, sha256, str(getattr(info.card_data, "license", None) or ""))
 
 
-def download(listing: Listing, folder: Path, staging: Path) -> None:
-    """Bring the files into `folder`; what an interrupted call left there is continued, not repeated."""
-    with explained(listing.repository, listing.commit):
-        snapshot_download(
-            listing.repository,
-            revision=listing.commit,
-            allow_patterns=list(listing.sizes),
-            local_dir=folder,
-            cache_dir=staging / "hub",
-            tqdm_class=_Silent,
-        )
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the Hub client's notes on what it has fetched
-    for path in folder.rglob("*"):
-        if path.is_file() and path.relative_to(folder).as_posix() not in listing.sizes:
-            path.unlink()  # left by a pull of an older revision
+def download(listing: Listing, staging: Path) -> Path:
+    """Bring the files into a folder under `staging` and return it; files that were cut short are continued.
+
+    (`huggingface_hub.snapshot_download` would begin each unfinished file anew in a new process.)
+    """
+    folder = staging / (
+        listing.commit or "model"
+    )  # one folder per commit: halves of two versions must not meet
+    for name, size in listing.sizes.items():
+        url = hf_hub_url(listing.repository, name, revision=listing.commit)
+        with explained(listing.repository):
+            _download_file(url, folder / name, size)
+    return folder
+
+
+def _download_file(url: str, target: Path, size: int) -> None:
+    """Fill `<target>.partial` up to `size` bytes, asking on while something arrives; then rename it."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.touch()
+    while (have := partial.stat().st_size) < size:
+        try:
+            _continue(url, partial, have)
+        except httpx.TransportError:
+            if partial.stat().st_size == have:
+                raise
+    partial.rename(target)
+
+
+def _continue(url: str, partial: Path, have: int) -> None:
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={have}-"}
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
+        response.raise_for_status()
+        with partial.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
+            for block in response.iter_raw():
+                file.write(block)
 
 
 @contextmanager
-def explained(repository: str, revision: str | None) -> Iterator[None]:
+def explained(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn the Hub's errors into ours: what, where, what to do."""
     where = f"hf:{repository}" + (f"@{revision}" if revision else "")
     try:
@@ -93,7 +107,7 @@ def explained(repository: str, revision: str | None) -> Iterator[None]:
         raise NotFound(f"no branch, tag or commit {revision!r}", where) from error
     except HFValidationError as error:
         raise CutawayError(str(error).split("\n")[0], where, "a model is named org/name") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
         reason = (str(error) or type(error).__name__).split("\n")[0]
         hint = "check the network (HF_ENDPOINT, HTTPS_PROXY) and pull again: it goes on where it stopped"
         raise CutawayError(f"the download did not finish: {reason}", where, hint) from error

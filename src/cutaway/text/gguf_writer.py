@@ -1,0 +1,180 @@
+"""A tokenizer as GGUF metadata (`tokenizer.ggml.*`), the other way round from `gguf_reader.py`.
+
+GGUF says less than tokenizer.json: a pre-tokenizer is a name, SentencePiece's merges are scores, added
+tokens have no flags. What cannot be said is refused, so that a converted model never cuts text differently
+without notice.
+"""
+
+from __future__ import annotations
+
+import base64
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cutaway.errors import CutawayError
+from cutaway.text import pretokenizers
+from cutaway.text.alphabet import fallback_byte
+from cutaway.text.bpe import SPACE
+from cutaway.text.frame import template_ids
+from cutaway.text.gguf_reader import ONE_SPACE, ROLE_KEYS, TO_MARKER, TRIM, TokenType
+from cutaway.text.pieces import is_byte_level
+from cutaway.text.ranking import scores_from_merges
+from cutaway.text.recipe import Json, Recipe
+
+_STAY = "keep the model in safetensors, or convert its tokenizer with a tool of its own"
+
+
+def write(recipe: Recipe) -> dict[str, Any]:
+    """The metadata that says the same in GGUF. CutawayError if GGUF cannot say it.
+
+    Not kept: whether an added token is sought in the normalized text, and, with a warning, a "▁" that
+    belongs at the very beginning of a text only (GGUF puts one after every added token as well).
+    """
+    for token in recipe.added:
+        if token.lstrip or token.rstrip or token.single_word:
+            raise _refusal(f"that {token.content!r} takes white space with it, or only stands between words")
+    own = _WRITERS[recipe.kind](recipe)
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in (_common(recipe) | own).items()}
+    if recipe.chat_template is not None:
+        metadata["tokenizer.chat_template"] = recipe.chat_template
+    return metadata
+
+
+def _refusal(what: str) -> CutawayError:
+    return CutawayError(f"GGUF cannot hold {what}", "tokenizer", _STAY)
+
+
+def _names(recipe: Recipe) -> list[str]:
+    """Every token by id; ids that no token has get a name of their own."""
+    tokens = recipe.tokens()
+    return [tokens.get(i, f"[PAD{i}]") for i in range(max(tokens, default=-1) + 1)]
+
+
+def _common(recipe: Recipe) -> Json:
+    roles, flags = _frame(recipe)
+    names, known = _names(recipe), recipe.tokens()
+    return {
+        "tokens": names,
+        "token_type": np.array([_type(recipe, known.get(i)) for i in range(len(names))], dtype=np.int32),
+        **{ROLE_KEYS[role]: i for role, i in roles.items()},
+        **flags,
+    }
+
+
+def _type(recipe: Recipe, token: str | None) -> TokenType:
+    if token is None:
+        return TokenType.UNUSED
+    added = recipe.added_by_content.get(token)
+    if added:
+        unknown = token == recipe.options.get("unk_token")
+        return (
+            TokenType.UNKNOWN if unknown else TokenType.CONTROL if added.special else TokenType.USER_DEFINED
+        )
+    is_byte = recipe.options.get("byte_fallback") and fallback_byte(token) is not None
+    return TokenType.BYTE if is_byte else TokenType.NORMAL
+
+
+def _frame(recipe: Recipe) -> tuple[dict[str, int], dict[str, bool]]:
+    """The roles, and which of them stand before and after a text."""
+    before, after = template_ids(recipe.post_processor)
+    if len(before) > 1 or len(after) > 1:
+        raise _refusal("more than one token before or after a text")
+    roles, flags = dict(recipe.roles), dict[str, bool]()
+    for side, names in ((before, ("bos", "cls")), (after, ("eos", "sep"))):
+        if side and side[0] not in (roles.get(name) for name in names):
+            roles[names[0]] = side[0]
+        flags |= {f"add_{name}_token": roles[name] in side for name in names if name in roles}
+    return roles, flags
+
+
+def _bpe(recipe: Recipe) -> Json:
+    if recipe.options.get("continuing_subword_prefix") or recipe.options.get("end_of_word_suffix"):
+        raise _refusal("BPE with marks inside or at the end of words")
+    if not is_byte_level(recipe.pre_tokenizer):
+        return _sentencepiece(recipe)
+    nfc, whole = recipe.normalizer == {"type": "NFC"}, bool(recipe.options.get("ignore_merges"))
+    if recipe.normalizer and not nfc:
+        raise _refusal(f"the normalizer {recipe.normalizer['type']!r} before byte-level BPE")
+    pre = pretokenizers.name_of(recipe.pre_tokenizer, nfc=nfc, whole=whole)
+    return {"model": "gpt2", "pre": pre, "merges": [f"{left} {right}" for left, right in recipe.merges or []]}
+
+
+def _sentencepiece(recipe: Recipe) -> Json:
+    scores = recipe.scores if recipe.scores is not None else scores_from_merges(recipe)
+    if scores is None or not recipe.options.get("byte_fallback"):
+        raise _refusal("BPE whose merges cannot be told as scores with byte fallback")
+    space = _space_prefix(recipe)
+    return {"model": "llama", "pre": "default", "scores": _values(recipe, scores), "add_space_prefix": space}
+
+
+def _values(recipe: Recipe, scores: Any) -> np.ndarray:
+    return np.array([scores.get(name, -1000.0) for name in _names(recipe)], dtype=np.float32)
+
+
+def _space_prefix(recipe: Recipe) -> bool:
+    """Whether "▁" is put before a text; refused if anything is done to it besides writing its spaces "▁"."""
+    steps = _steps(recipe.normalizer, "normalizers") + _steps(recipe.pre_tokenizer, "pretokenizers")
+    steps = [step for step in steps if step != TO_MARKER and step.get("pattern") != {"String": " "}]
+    if not steps:
+        return False
+    if len(steps) > 1 or steps[0]["type"] not in ("Prepend", "Metaspace"):
+        raise _refusal(f"{', '.join(step['type'] for step in steps)} before SentencePiece's BPE")
+    if steps[0]["type"] == "Prepend":
+        return True
+    if steps[0].get("prepend_scheme") == "never":
+        return False
+    warnings.warn(
+        f"in GGUF, {SPACE!r} goes before every stretch of text, not only where it begins", stacklevel=2
+    )
+    return True
+
+
+def _steps(piece: Json | None, inner: str) -> list[Json]:
+    if not piece:
+        return []
+    return list(piece[inner]) if piece["type"] == "Sequence" else [piece]
+
+
+def _wordpiece(recipe: Recipe) -> Json:
+    normal = recipe.normalizer or {}
+    if (normal.get("type"), (recipe.pre_tokenizer or {}).get("type")) != (
+        "BertNormalizer",
+        "BertPreTokenizer",
+    ):
+        raise _refusal("WordPiece without BERT's normalizer and pre-tokenizer")
+    names, accents = _names(recipe), normal.get("strip_accents")
+    return {
+        "model": "bert",
+        "pre": "default",
+        "tokens": [name if name in recipe.hidden else _phantom(name) for name in names],
+        "normalizer.lowercase": bool(normal.get("lowercase", True)),
+        **({"bos_token_id": recipe.roles["cls"]} if "cls" in recipe.roles else {}),
+        **({} if accents is None else {"normalizer.strip_accents": accents}),
+    }
+
+
+def _phantom(token: str) -> str:
+    """GGUF marks what begins a word, WordPiece what continues one."""
+    return token[2:] if token.startswith("##") else SPACE + token
+
+
+def _unigram(recipe: Recipe) -> Json:
+    own: Json = {"model": "t5", "pre": "default", "scores": _values(recipe, recipe.scores or {})}
+    steps = _steps(recipe.normalizer, "normalizers")
+    if steps and steps[0]["type"] == "Precompiled":
+        packed = base64.b64decode(steps.pop(0)["precompiled_charsmap"])
+        own["precompiled_charsmap"] = np.frombuffer(packed, np.uint8)
+    splits = _steps(recipe.pre_tokenizer, "pretokenizers")
+    kinds = [step["type"] for step in splits]
+    on_white_space = not steps and kinds == ["WhitespaceSplit", "Metaspace"]
+    tidy = on_white_space or (steps == [TRIM, ONE_SPACE] and kinds == ["Metaspace"])
+    if not tidy and (steps or kinds != ["Metaspace"]):
+        raise _refusal(f"{', '.join(step['type'] for step in [*steps, *splits])} before a Unigram model")
+    space = splits[-1].get("prepend_scheme", "always") != "never"
+    return own | {"remove_extra_whitespaces": tidy, "add_space_prefix": space}
+
+
+_WRITERS: dict[str, Callable[[Recipe], Json]] = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram}

@@ -1,0 +1,294 @@
+"""Loud twins: tiny models of transformers against which a family of ours is proven, values and gradients.
+
+Freshly initialized, a tiny reference hides what it should prove: norm weights are one, biases zero, and weights so
+small that attention is nearly uniform, whatever rotation and scale do inside it. A loud twin has *every* tensor
+drawn anew, matrices with fan-in variance and gain 2. Its shapes separate what could be confused: heads, key/value
+heads, head width and width over heads all differ, sequences are longer than the window and of unequal lengths.
+
+Nothing computed by ours ever enters the reference, nor the other way round; they share the checkpoint alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from kit.precision import all_float64
+from torch import Tensor, nn
+
+from cutaway.engine.cache import KVCache, Spans
+from cutaway.models.block import positions_of
+from cutaway.models.build import build
+from cutaway.models.decoder import Decoder
+from cutaway.models.encoder import Encoder
+from cutaway.models.families import FAMILIES
+from cutaway.models.families.table import Family, rows_of, spec_of
+from cutaway.nn.attention import BlockDiagonal
+
+transformers.logging.set_verbosity_error()
+
+VOCAB = 97
+RAGGED = (19, 1, 8)  # lengths of the batch that is compared; windows are 7, Llama 3's original context 16
+EQUAL = (9, 9)
+OFFSET = 5  # first position of the sequences that do not begin at zero
+
+LLAMA_SHAPES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 53,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GEMMA_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 3000.0, "factor": 4.0},
+}
+GPT2_SHAPES = {"vocab_size": VOCAB, "n_embd": 48, "n_inner": 53, "n_layer": 3, "n_head": 6, "n_positions": 64}
+BERT_SHAPES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 53,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+
+# name -> configuration class, model class, settings. The name up to the first "-" is the family.
+ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"rms_norm_eps": 1e-3}),
+    "llama-3": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-linear": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.5},
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "gelu",
+        },
+    ),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"rms_norm_eps": 1e-5}),
+    "qwen2-tied": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"rms_norm_eps": 1e-3}),
+    "qwen3-biased": ("Qwen3Config", "Qwen3ForCausalLM", {"tie_word_embeddings": True, "attention_bias": True}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 7,
+            "sliding_window_pattern": 3,
+            "rope_parameters": GEMMA_ROPES,
+            "query_pre_attn_scalar": 12,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "gemma3-untied": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 7,
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+        },
+    ),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"layer_norm_epsilon": 1e-3}),
+    "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", {"tie_word_embeddings": False, "activation_function": "relu"}),
+    "bert": ("BertConfig", "BertModel", {"layer_norm_eps": 1e-3}),
+    "bert-tanh": ("BertConfig", "BertModel", {"hidden_act": "gelu_new", "type_vocab_size": 3}),
+}
+SHAPES: dict[str, dict[str, Any]] = {"gpt2": GPT2_SHAPES, "bert": BERT_SHAPES}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """values: per sequence, [T, V] logits or [T, D] hidden states. gradients: by the parameter names of transformers."""
+
+    values: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A reference model and what it answers; `answers` computes each question once."""
+
+    name: str
+    reference: nn.Module
+    asked: dict[tuple[tuple[int, ...], int], Answers] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.name.split("-")[0]]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As `save_pretrained` would write it."""
+        return {**self.reference.config.to_dict(), "architectures": [type(self.reference).__name__]}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor once, by its name in transformers."""
+        return {name: parameter.detach() for name, parameter in self.reference.named_parameters()}
+
+    def answers(self, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> Answers:
+        """The reference's values and gradients, each sequence computed alone."""
+        if (lengths, start) not in self.asked:
+            with all_float64():
+                self.asked[lengths, start] = self._ask(lengths, start)
+        return self.asked[lengths, start]
+
+    def _ask(self, lengths: tuple[int, ...], start: int) -> Answers:
+        self.reference.zero_grad()
+        values = []
+        for tokens_T in prompts(lengths):
+            positions_T = torch.arange(start, start + len(tokens_T))
+            out = self.reference(tokens_T[None], position_ids=positions_T[None])
+            values.append(out[0][0])
+        weighted(values).backward()
+        gradients = {name: p.grad.clone() for name, p in self.reference.named_parameters() if p.grad is not None}
+        return Answers([value.detach() for value in values], gradients)
+
+
+@cache
+def twin(name: str, loud: bool = True) -> Twin:
+    """The reference called `name` in `ARCHITECTURES`. loud=False leaves it as transformers initializes it."""
+    config_class, model_class, settings = ARCHITECTURES[name]
+    shapes = SHAPES.get(name.split("-")[0], LLAMA_SHAPES)
+    with all_float64():
+        torch.manual_seed(0)
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = getattr(transformers, config_class)(**{**shapes, **special, **settings}, attn_implementation="eager")
+        reference = getattr(transformers, model_class)(config).eval()
+        if loud:
+            make_loud(reference)
+    return Twin(name, reference)
+
+
+@torch.no_grad()
+def make_loud(model: nn.Module, seed: int = 1, gain: float = 2.0) -> None:
+    """Draw every parameter anew: matrices with variance gain^2 / fan-in, embeddings 1, norms around 1, biases around 0.
+
+    Everything is rounded to bfloat16, so that a model of any dtype holds exactly the same weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for n, p in m.named_parameters() if n == "weight"}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if parameter.dim() < 2:
+                noise = 0.5 * noise + (id(parameter) in norms)
+            elif not isinstance(module, nn.Embedding):  # GPT-2 keeps its matrices as [in, out]
+                fan_in = parameter.shape[0 if type(module).__name__ == "Conv1D" else 1]
+                noise = noise * gain / fan_in**0.5
+            parameter.copy_(noise.bfloat16())
+
+
+@cache
+def prompts(lengths: tuple[int, ...]) -> list[Tensor]:
+    """Token ids, the same for every model."""
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return [torch.randint(VOCAB, (n,), generator=generator) for n in lengths]
+
+
+def weighted(values: Iterable[Tensor]) -> Tensor:
+    """A scalar in which every value counts differently, so that every gradient is exercised."""
+    generator = torch.Generator().manual_seed(7)
+    return sum(
+        (v * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum() for v in values
+    )  # type: ignore[return-value]
+
+
+def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
+    """Our model with the twin's weights, by way of the family's tables."""
+    pooling = {"cutaway_pooling": {"dense": True}} if theirs.family.name == "bert" else {}
+    spec, state = spec_of(theirs.family, {**theirs.config, **pooling}), theirs.state
+    model = build(spec, "meta")
+    wanted, translated = set(model.state_dict()), {}
+    for row in rows_of(theirs.family.rows, len(spec.layers)):
+        if set(row.ours) <= wanted:
+            parts = row.via.load(state[row.theirs], spec) if row.via else (state[row.theirs],)
+            translated |= {name: part.clone() for name, part in zip(row.ours, parts, strict=True)}
+    model.load_state_dict(translated, assign=True)
+    return model.to(dtype).requires_grad_(True).eval()
+
+
+def values(model: Decoder | Encoder, hidden_TD: Tensor) -> Tensor:
+    """What is compared: logits of a decoder, hidden states of an encoder."""
+    return model.logits(hidden_TD) if isinstance(model, Decoder) else hidden_TD
+
+
+def ragged(model: Decoder | Encoder, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> list[Tensor]:
+    """Our values of all sequences computed in one ragged batch."""
+    context = BlockDiagonal(list(lengths))
+    hidden_TD = model(torch.cat(prompts(lengths)), positions_of(list(lengths)) + start, context)
+    return list(values(model, hidden_TD).split(lengths))
+
+
+def cached(model: Decoder, lengths: tuple[int, ...], chunk: Callable[[int, int], int]) -> list[Tensor]:
+    """Our values by way of the key/value cache: in each step sequence i computes chunk(i, step) further tokens."""
+    rows = prompts(lengths)
+    caches = [KVCache(model.spec, model.dtype, model.device, capacity=4) for _ in rows]
+    out: list[list[Tensor]] = [[] for _ in rows]
+    done, step = [0] * len(rows), 0
+    while any(d < len(row) for d, row in zip(done, rows, strict=True)):
+        spans = [(i, done[i], min(chunk(i, step), len(row) - done[i])) for i, row in enumerate(rows) if done[i] < len(row)]
+        tokens_T = torch.cat([rows[i][start : start + n] for i, start, n in spans])
+        positions_T = torch.cat([torch.arange(start, start + n) for _, start, n in spans])
+        hidden_TD = model(tokens_T, positions_T, Spans([(caches[i], start, n) for i, start, n in spans]))
+        for (i, start, n), part in zip(spans, values(model, hidden_TD).split([n for *_, n in spans]), strict=True):
+            out[i].append(part)
+            done[i] = start + n
+        step += 1
+    return [torch.cat(parts) for parts in out]
+
+
+def foreign_gradients(theirs: Twin, model: Decoder | Encoder) -> dict[str, Tensor]:
+    """Our gradients under the names and in the layout of transformers, translated by the rows that saving uses."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {
+        row.theirs: row.via.save(tuple(grads[o] for o in row.ours), model.spec) if row.via else grads[row.ours[0]]
+        for row in rows_of(theirs.family.rows, len(model.spec.layers))
+        if set(row.ours) <= set(grads)
+    }
+
+
+def is_learned(theirs: Twin) -> bool:
+    """Does the model look its positions up in a table, so that there is no further one?"""
+    return theirs.name.startswith(("gpt2", "bert"))
+
+
+@torch.no_grad()
+def pooled(theirs: Twin, lengths: tuple[int, ...] = RAGGED) -> list[Tensor]:
+    """BERT's pooler output of each sequence alone, [D]."""
+    with all_float64():
+        return [theirs.reference(tokens_T[None]).pooler_output[0] for tokens_T in prompts(lengths)]
+
+
+@torch.no_grad()
+def in_bfloat16(theirs: Twin, lengths: tuple[int, ...], start: int) -> list[Tensor]:
+    """What transformers itself makes of the same weights in bfloat16, each sequence alone."""
+    config = theirs.reference.config
+    buffers = {name: b for name, b in type(theirs.reference)(config).named_buffers() if b.is_floating_point()}
+    model = type(theirs.reference)(config).bfloat16().eval()
+    model.load_state_dict(theirs.reference.state_dict())
+    for name, buffer in buffers.items():  # which stay in float32 when a checkpoint is loaded in bfloat16
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer)
+    positions = [torch.arange(start, start + n) for n in lengths]
+    return [model(t[None], position_ids=p[None])[0][0] for t, p in zip(prompts(lengths), positions, strict=True)]
