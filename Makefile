@@ -41,11 +41,12 @@ test: $(VENV)/.test $(VENV)/.studio ## set up, check style and types, run the wh
 	@echo "==> tests"
 	@python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.test ## style (ruff) and types (mypy)
+lint: $(VENV)/.test ## style and types (ruff, mypy; svelte-check where the studio is built)
 	@echo "==> ruff, mypy"
 	@ruff check --quiet .
 	@ruff format --quiet --check .
 	@mypy --no-error-summary
+	@if [ -d studio/node_modules ]; then echo "==> svelte-check, tsc"; cd studio && npm run --silent check; fi
 
 studio: $(VENV)/.core ## build the studio again
 	@sh tools/studio.sh

@@ -13,5 +13,6 @@ export default defineConfig({
     // The first versions with light-dark(), on which both themes rest.
     cssTarget: ["chrome123", "firefox120", "safari17.5"],
   },
-  server: { proxy: { "/studio/api": server } },
+  // The server refuses requests that come from another page than its own.
+  server: { proxy: { "/studio/api": { target: server, changeOrigin: true, headers: { origin: server } } } },
 });

@@ -108,7 +108,7 @@ export interface Alternative extends TextToken {
   cut: Cut | null;
 }
 
-/** entropy in nats; candidates: how many tokens the settings left to choose from. */
+/** entropy in nats; rank: 0 for the most probable; candidates: how many tokens the settings left to choose from. */
 export interface Token extends TextToken {
   probability: number;
   entropy: number;
@@ -162,6 +162,7 @@ export interface Evidence {
   title: Words;
   verdict: Words;
   holds: boolean;
+  checks?: { claim: Words; holds: boolean }[];
   table: { columns: { name: string; unit?: string }[]; rows: Cell[][] };
   plot: Plot | null;
   knobs: Record<string, KnobValue>;

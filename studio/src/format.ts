@@ -24,7 +24,9 @@ export const percent = (p: number): string => {
 
 export const seconds = (s: number): string => {
   if (s < 0.9995) return `${(s * 1000).toFixed(0)} ms`;
-  return s < 60 ? `${s.toFixed(s < 10 ? 1 : 0)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
+  if (s < 59.5) return `${Number(s.toFixed(s < 10 ? 1 : 0))} s`;
+  const [minutes, rest] = [Math.floor(Math.round(s) / 60), Math.round(s) % 60];
+  return rest ? `${minutes} min ${rest} s` : `${minutes} min`;
 };
 
 /** A measured value with at most four significant figures. */

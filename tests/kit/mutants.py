@@ -210,8 +210,8 @@ FAMILY_TABLES = _mutants(
              '(f.read(config) * 1.25**0.5 if f.path == "layer.attention.scale" else f.read(config)) for f in family.fields')),
     ("tables: layers share the first one's values", "values gemma3",
         edit("cutaway.models.families.table:_pick", "value[i]", "value[0]")),
-    ("tables: weights of the layer before", "values llama",
-        edit("cutaway.models.families.table:Row.at", 'self.theirs.replace("{i}", str(i))', 'self.theirs.replace("{i}", str(max(i - 1, 0)))')),
+    ("tables: two layers exchanged", "values llama",
+        edit("cutaway.models.families.table:Row.at", 'self.theirs.replace("{i}", str(i))', 'self.theirs.replace("{i}", "102"[i])')),
     ("tables: fused q, k, v split in another order", "values gpt2",
         edit("cutaway.models.families.gpt2:FAMILY.rows.4.via.load", "t.split(sizes, axis)", "t.split(sizes, axis)[::-1]")),
     ("tables: fused q, k, v not transposed", "values gpt2",
@@ -228,8 +228,6 @@ FAMILY_TABLES = _mutants(
     ("tables: norms of BERT's block exchanged", "values bert",
         rows("bert", "LayerNorm", exchanged("{i}.output.LayerNorm", "{i}.attention.output.LayerNorm"))),
     ("tables: weight and bias of a norm exchanged", "values gpt2", rows("gpt2", "ln_f", exchanged("weight", "bias"))),
-    ("tables: pooler replaced by the last projection", "pooler bert",
-        rows("bert", "pooler", lambda r: r._replace(theirs=r.theirs.replace("pooler", "encoder.layer.2.attention.output")))),
 )
 
 KV_CACHE = _mutants(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +23,12 @@ from torch import Tensor, nn
 
 from cutaway.engine.cache import KVCache, Spans
 from cutaway.models.block import positions_of
-from cutaway.models.build import build
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import Family, rows_of, spec_of
 from cutaway.nn.attention import BlockDiagonal
+from cutaway.weights.checkpoint import Checkpoint
 
 transformers.logging.set_verbosity_error()
 
@@ -97,6 +98,11 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 12,
             "rms_norm_eps": 1e-4,
         },
+    ),
+    "gemma3-published": (  # as far as a GGUF file can say it
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {"num_hidden_layers": 7, "sliding_window": 7, "query_pre_attn_scalar": 10},
     ),
     "gemma3-untied": (
         "Gemma3TextConfig",
@@ -215,17 +221,35 @@ def weighted(values: Iterable[Tensor]) -> Tensor:
 
 
 def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
-    """Our model with the twin's weights, by way of the family's tables."""
+    """Our model with the twin's weights, read as any checkpoint is, but from memory."""
     pooling = {"cutaway_pooling": {"dense": True}} if theirs.family.name == "bert" else {}
-    spec, state = spec_of(theirs.family, {**theirs.config, **pooling}), theirs.state
-    model = build(spec, "meta")
-    wanted, translated = set(model.state_dict()), {}
-    for row in rows_of(theirs.family.rows, len(spec.layers)):
-        if set(row.ours) <= wanted:
-            parts = row.via.load(state[row.theirs], spec) if row.via else (state[row.theirs],)
-            translated |= {name: part.clone() for name, part in zip(row.ours, parts, strict=True)}
-    model.load_state_dict(translated, assign=True)
-    return model.to(dtype).requires_grad_(True).eval()
+    state = theirs.state
+    checkpoint = Checkpoint(
+        path=Path(theirs.name),
+        family=theirs.family,
+        spec=spec_of(theirs.family, theirs.config | pooling),
+        config=theirs.config,
+        rows=theirs.family.rows,
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+        stored=dict.fromkeys(state, "F64"),
+        read=lambda name: state[name].clone(),
+        read_tokenizer=Tokenizerless,
+    )
+    return checkpoint.model(dtype)
+
+
+class Tokenizerless:
+    """Stands in for the tokenizer of a model that only ever sees ids."""
+
+    bos_id = eos_id = pad_id = None
+    stop_ids: frozenset[int] = frozenset()
+
+    def save(self, directory: Path) -> None:
+        """There is nothing to write."""
+
+    def to_gguf(self, vocab: int) -> dict[str, Any]:
+        """The smallest vocabulary that readers of GGUF accept."""
+        return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [str(i) for i in range(vocab)]}
 
 
 def values(model: Decoder | Encoder, hidden_TD: Tensor) -> Tensor:

@@ -47,7 +47,12 @@ def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
         stem = f"{name.replace('-', '_')}-{version}"
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         lines += [f"Requires-Dist: {line}" for line in requires]
-        about = {"METADATA": "\n".join(lines), "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any", "RECORD": ""}
+        about = {
+            "METADATA": "\n".join(lines),
+            "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any",
+            "RECORD": "",
+            "LICENSE": "of the packaging",
+        }
         path = index / f"{stem}-py3-none-any.whl"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for file, text in about.items():

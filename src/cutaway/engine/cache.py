@@ -1,6 +1,6 @@
 """The key/value cache: what attention needs of earlier tokens, kept instead of computed again.
 
-Only K and V are kept: a later token asks with its own query, and an earlier token's query is never asked again.
+Only K and V are kept: a later token asks with its own query, and an earlier token's query is not asked again.
 """
 
 from __future__ import annotations
@@ -44,21 +44,23 @@ class KVCache:
         self.pairs[layer] = tuple(larger(buffer) for buffer in self.pairs[layer])
 
 
-class Spans:
-    """The context of a step: for each sequence a span of new tokens, [start, start + n), after those in its cache."""
+Span = tuple[KVCache, int, int]  # n new tokens at positions start ... start + n - 1, after those in the cache
 
-    def __init__(self, spans: list[tuple[KVCache, int, int]]) -> None:
+
+class Spans:
+    """The context of a step: a span of new tokens for each sequence."""
+
+    def __init__(self, spans: list[Span]) -> None:
         self.spans = spans
 
     def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spec: AttentionSpec) -> Tensor:
         """Remember the new keys and values, then let each sequence's queries look at all of its own."""
         lengths = [n for _, _, n in self.spans]
-        parts = zip(self.spans, *(t.split(lengths) for t in (q_THK, k_TGK, v_TGK)), strict=True)
-        return torch.cat([self._one(layer, span, q, k, v, spec) for span, q, k, v in parts])
+        parts = zip(*(t.split(lengths) for t in (q_THK, k_TGK, v_TGK)), strict=True)
+        return torch.cat([self._one(layer, s, qkv, spec) for s, qkv in zip(self.spans, parts, strict=True)])
 
-    def _one(
-        self, layer: int, span: tuple[KVCache, int, int], q_QHK: Tensor, k_QGK: Tensor, v_QGK: Tensor, spec: AttentionSpec
-    ) -> Tensor:
+    def _one(self, layer: int, span: Span, qkv: tuple[Tensor, ...], spec: AttentionSpec) -> Tensor:
+        q_QHK, k_QGK, v_QGK = qkv
         cache, start, n = span
         cache.put(layer, start, k_QGK, v_QGK)
         first = 0 if spec.window is None else max(0, start - spec.window + 1)

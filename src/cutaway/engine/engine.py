@@ -23,12 +23,18 @@ class TooLong(CutawayError):
 class Engine:
     """Runs sequences on one decoder. Not thread-safe: one thread steps, see `cutaway.engine.service`.
 
-    context: longest prompt plus reply, at most the model's own. budget: new tokens per step over all sequences, so
-    that a long prompt is computed in chunks while others go on. running: sequences computed at the same time.
+    context: longest prompt plus reply, at most the model's own. budget: new tokens per step over all
+    sequences, so that a long prompt is computed in chunks while others go on. running: sequences at a time.
     """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512, running: int = 16
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        context: int | None = None,
+        budget: int = 512,
+        running: int = 16,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context = min(context or model.spec.context, model.spec.context)
@@ -48,11 +54,15 @@ class Engine:
         return Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs))
 
     def check(self, prompt: list[int]) -> None:
-        """Errors: an empty prompt, one that leaves no room in the context (`TooLong`), ids beyond the vocabulary."""
+        """Errors: no tokens, no room for a reply in the context (`TooLong`), ids beyond the vocabulary."""
         if not prompt:
             raise CutawayError("is empty", "prompt", "give at least one token")
         if len(prompt) >= self.context:
-            raise TooLong(f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it")
+            raise TooLong(
+                f"has {len(prompt)} tokens, the context holds {self.context} with the reply",
+                "prompt",
+                "shorten it",
+            )
         if max(prompt) >= self.model.spec.vocab or min(prompt) < 0:
             raise CutawayError(f"has token ids outside 0 ... {self.model.spec.vocab - 1}", "prompt")
 
@@ -72,14 +82,18 @@ class Engine:
         if not spans:
             return []
         device = self.model.device
-        tokens_T = torch.tensor([t for s, n in spans for t in s.tokens[s.computed : s.computed + n]], device=device)
+        tokens_T = torch.tensor(
+            [t for s, n in spans for t in s.tokens[s.computed : s.computed + n]], device=device
+        )
         positions_T = torch.cat([torch.arange(s.computed, s.computed + n, device=device) for s, n in spans])
         context = Spans([(self._cache(s), s.computed, n) for s, n in spans])
         hidden_TD = self.model(tokens_T, positions_T, context)
         ends = torch.tensor([n for _, n in spans]).cumsum(0) - 1
         for sequence, n in spans:
             sequence.computed += n
-        ready = [(s, end) for (s, _), end in zip(spans, ends.tolist(), strict=True) if s.computed == len(s.tokens)]
+        ready = [
+            (s, end) for (s, _), end in zip(spans, ends.tolist(), strict=True) if s.computed == len(s.tokens)
+        ]
         if not ready:
             return []
         logits_RV = self.model.logits(hidden_TD[[end for _, end in ready]])
@@ -97,7 +111,7 @@ class Engine:
     def _plan(self) -> list[tuple[Sequence, int]]:
         """Which sequences compute how many tokens: replies first, then prompts, each in order of arrival.
 
-        So a long prompt never holds up the replies of others, nor do short ones that come later hold up a long one.
+        A long prompt never holds up the replies of others, nor do later short ones hold up a long one.
         """
         while self.waiting and len(self.running) < self.limit:
             self.running.append(self.waiting.popleft())
@@ -111,7 +125,9 @@ class Engine:
 
     def _cache(self, sequence: Sequence) -> KVCache:
         if sequence.cache is None:
-            sequence.cache = KVCache(self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64)
+            sequence.cache = KVCache(
+                self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64
+            )
         return sequence.cache
 
     def _advance(self, sequence: Sequence, logits_V: torch.Tensor) -> Event:

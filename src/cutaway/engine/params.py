@@ -11,11 +11,11 @@ from cutaway.errors import CutawayError
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy. Filters (top_k, top_p, min_p) at their defaults are off. Penalties at theirs too.
+    """temperature 0 is greedy. Filters (top_k, top_p, min_p) and penalties are off at their defaults.
 
-    repetition_penalty: factor on scores of tokens seen in prompt or reply (Keskar et al. 2019, arXiv:1909.05858).
-    presence_penalty, frequency_penalty: subtracted once, or once per occurrence, from tokens of the reply (OpenAI).
-    seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives reported per token.
+    repetition_penalty: factor on scores of tokens of prompt or reply (Keskar et al. 2019, arXiv:1909.05858).
+    presence_penalty, frequency_penalty: subtracted once, or per occurrence, from a reply's tokens (OpenAI).
+    seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives told per token.
     Errors: a value outside its range, by name.
     """
 

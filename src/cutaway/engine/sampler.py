@@ -2,11 +2,11 @@
 
     logits ── penalties ── / temperature ── top_k ── top_p ── min_p ── draw
 
-Each filter comes down to a threshold on the scores: a token survives if its score reaches every threshold. (Tokens
-that tie with the last survivor survive too.) The draw is Gumbel-max: with independent noise g of the Gumbel
-distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position) alone, so a
-reply does not depend on what else was in the batch, or on how often the position was computed, and a token that
-survives a filter comes with the same luck as without it.
+Each filter comes down to a threshold on the scores: a token survives if its score reaches every threshold.
+(Tokens that tie with the last survivor survive too.) The draw is Gumbel-max: with independent noise g of the
+Gumbel distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position)
+alone, so a reply does not depend on what else was in the batch, or on how often the position was computed,
+and a token that survives a filter comes with the same luck as without it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from cutaway.engine.params import SamplingParams
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that could have come. logprob: the model's own. sampled: probability after the settings, 0 if cut.
+    """A token that could have come.
 
-    cut: the first filter that removed it.
+    logprob: the model's own. sampled: probability after the settings. cut: the first filter that removed it.
     """
 
     id: int
@@ -37,9 +37,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Choice:
-    """The token that came. logprob: the model's own, before any setting. alternatives: the most probable, in order.
+    """The token that came.
 
-    entropy: of the model's distribution, in nats. rank: 0 for the most probable. candidates: tokens left to draw from.
+    logprob, entropy (nats), rank (0 is the most probable): in the model's distribution, before any setting.
+    alternatives: the most probable, in order. candidates: how many tokens were left to draw from.
     """
 
     token: int
@@ -52,7 +53,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shaped:
-    """What the settings make of the logits: scores_V, and a threshold per active filter in order of application."""
+    """What the settings make of the logits: scores_V, and a threshold per active filter, first to last."""
 
     scores_V: Tensor
     thresholds: tuple[tuple[str, float], ...]
@@ -86,12 +87,14 @@ def shape(logits_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply
 
 
 def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply: Iterable[int]) -> Tensor:
-    """Scores after the three penalties; a repeated token's positive score is divided, a negative one multiplied."""
+    """Scores after the three penalties; repetition divides a positive score and multiplies a negative one."""
     scores_V, reply_T = scores_V.clone(), torch.tensor([*reply], dtype=torch.long)
     if params.repetition_penalty != 1:
         seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), reply_T]).unique()
         raised = scores_V[seen]
-        scores_V[seen] = torch.where(raised > 0, raised / params.repetition_penalty, raised * params.repetition_penalty)
+        scores_V[seen] = torch.where(
+            raised > 0, raised / params.repetition_penalty, raised * params.repetition_penalty
+        )
     if params.presence_penalty or params.frequency_penalty:
         used, count = reply_T.unique(return_counts=True)
         scores_V[used] -= params.presence_penalty + params.frequency_penalty * count
@@ -106,13 +109,15 @@ def top_k_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> f
 def top_p_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> float:
     """Score of the last token of the smallest set with mass >= p (Holtzman et al. 2020, arXiv:1904.09751).
 
-    The mass is that of the survivors of earlier filters. The vocabulary is never sorted: ever longer heads of it are.
+    The mass is that of the survivors of earlier filters. Ever longer heads are sorted, not the vocabulary.
     """
-    log_total = scores_V[scores_V >= floor].logsumexp(-1)
+    log_total = (
+        scores_V[scores_V >= floor].double().logsumexp(-1)
+    )  # float32 would err by whole tokens of the tail
     size = 64
     while True:
         best = scores_V.topk(min(size, len(scores_V))).values
-        mass = (best - log_total).exp().cumsum(-1)
+        mass = (best.double() - log_total).exp().cumsum(-1)
         reached = (mass >= params.top_p).nonzero()
         if len(reached):
             return float(best[reached[0]])
@@ -144,10 +149,10 @@ def draw(shaped: Shaped, params: SamplingParams, position: int) -> int:
 
 
 def gumbel(seed: int, position: int, size: int) -> Tensor:
-    """Gumbel noise_V: minus the log of exponential noise, float64 since the likeliest tokens need its finest part.
+    """Gumbel noise_V: minus the log of exponential noise, whose finest part makes the peaks, so float64.
 
-    The generator counts, and (seed, position) is its key (Salmon et al. 2011, "Parallel random numbers: as easy as
-    1, 2, 3"): no state to carry along, and no two keys share a stream. Seeds are taken modulo 2^64.
+    The generator counts, and (seed, position) is its key (Salmon et al. 2011, "Parallel random numbers: as
+    easy as 1, 2, 3"): no state to carry along, and no two keys share a stream. Seeds are taken modulo 2^64.
     """
     philox = np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64))
     return -torch.from_numpy(np.random.Generator(philox).standard_exponential(size)).log()

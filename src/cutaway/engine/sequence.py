@@ -1,4 +1,4 @@
-"""One conversation turn in the making: its tokens, how many of them are computed, and the text they spell so far."""
+"""A reply in the making: its tokens, how many of them are computed, and the text they spell so far."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cutaway.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Event:
-    """What one step brought one sequence. text: newly certain characters, perhaps none. finish: why it ended, if so.
+    """What one step brought one sequence.
 
-    finish is "stop" (end token or stop string) or "length" (max_tokens or the context).
-    offset: how many characters the reply had before this token, whether released or held back.
+    text: newly certain characters, perhaps none. offset: how many the reply had before, released or held.
+    finish: "stop" (end token or stop string) or "length" (max_tokens or the context) if it ended.
     """
 
     choice: Choice
@@ -26,10 +26,10 @@ class Event:
 
 @dataclass(eq=False)
 class Sequence:
-    """tokens: prompt, then reply. computed: how many of them are in the cache; a step brings it up to len(tokens).
+    """tokens: prompt, then reply. computed: how many are in the cache; a step brings it up to len(tokens).
 
-    trace: how many alternatives each choice describes. text: the reply's; sent: how many of its characters events
-    have released, the others might still become part of a stop string. finish: as in `Event`, or "abort".
+    trace: how many alternatives each choice describes. text: the reply's. sent: how many of its characters
+    are released; the others might still become part of a stop string. finish: as in `Event`, or "abort".
     """
 
     prompt: list[int]

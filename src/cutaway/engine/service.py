@@ -1,8 +1,8 @@
 """The engine behind an asynchronous server: one thread steps, any number of coroutines listen.
 
-    coroutines ── start, stop ──► commands ──► thread: obey, step, obey, step ...
-        ▲                                        │
-        └──────────── events ◄───────────────────┘
+coroutines ── start, stop ──► commands ──► thread: obey, step, obey, step ...
+    ▲                                        │
+    └──────────── events ◄───────────────────┘
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
 from cutaway.engine.engine import Engine
@@ -35,7 +35,7 @@ class Stopped(RuntimeError):
 
 
 class Gate:
-    """Lets at most `room` in at a time; who comes beyond that is refused, not queued. May be shared by threads."""
+    """Lets at most `room` in at a time and refuses, rather than queues, the others. Threads may share it."""
 
     def __init__(self, room: int) -> None:
         self.room, self.inside = room, 0
@@ -46,7 +46,10 @@ class Gate:
         """Hold `count` places. Errors: `Busy`."""
         with self._lock:
             if self.inside + count > self.room:
-                raise Busy(f"{self.inside} of {self.room} places are taken, {count} more are wanted", hint="try again later")
+                raise Busy(
+                    f"{self.inside} of {self.room} places are taken, {count} more are wanted",
+                    hint="try again later",
+                )
             self.inside += count
         try:
             yield
@@ -74,7 +77,9 @@ class Service:
     def alive(self) -> bool:
         return not self._closed and self._thread.is_alive()
 
-    async def stream(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> AsyncIterator[Event]:
+    async def stream(
+        self, prompt: list[int], params: SamplingParams, trace: int = 0
+    ) -> AsyncGenerator[Event, None]:
         """Events of one sequence. Leaving the iteration, for whatever reason, aborts the sequence.
 
         Errors: those of `Engine.check`; `Busy`; `Stopped`.
@@ -83,8 +88,10 @@ class Service:
             async for _, event in events:
                 yield event
 
-    async def stream_all(self, requests: list[Request], trace: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """Events of several sequences as they come, each with its request's index; all are accepted or none is."""
+    async def stream_all(
+        self, requests: list[Request], trace: int = 0
+    ) -> AsyncGenerator[tuple[int, Event], None]:
+        """Events of several sequences as they come, with their request's index; all are accepted or none."""
         sequences = [self.engine.prepare(prompt, params, trace) for prompt, params in requests]
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Item] = asyncio.Queue()

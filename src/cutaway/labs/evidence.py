@@ -1,12 +1,13 @@
 """Evidence: what a lab found, in a form that the terminal, the tests, the docs and the studio all show.
 
-A `Finding` is what the lab's function returns; `Evidence` adds where, when, how and by which code it came about.
-Every number is finite, every row as long as the header: a chart may rely on it.
+A `Finding` is what the lab's function returns; `Evidence` adds where, when, how and by which code it came
+about. Every number is finite, every row as long as the header: a chart may rely on it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,11 @@ class Words(_Record):
     zh: str = Field(min_length=1)
 
 
+def both(en: str, zh: str) -> Words:
+    """Shorthand for `Words`."""
+    return Words(en=en, zh=zh)
+
+
 class Column(_Record):
     """unit: "" for plain counts and shares."""
 
@@ -49,6 +55,11 @@ class Table(_Record):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {i} has {len(row)} cells for {len(self.columns)} columns")
         return self
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """Shorthand for `Table`. columns: names and their units."""
+    return Table(columns=[Column(name=n, unit=u) for n, u in columns.items()], rows=[[*row] for row in rows])
 
 
 class Axis(_Record):
@@ -80,14 +91,19 @@ class Plot(_Record):
 
 
 class Check(_Record):
-    """One claim and whether it held. Timings are reported, never checked: they depend on who else uses the machine."""
+    """One claim and whether it held. Timings are reported, never checked: the machine has other users."""
 
     claim: Words
     holds: bool
 
 
+def check(holds: bool, en: str, zh: str) -> Check:
+    """Shorthand for `Check`."""
+    return Check(claim=both(en, zh), holds=holds)
+
+
 class Finding(_Record):
-    """What a lab's function returns. verdict: the answer in a few sentences, every number in it from this run."""
+    """What a lab's function returns. verdict: the answer in a few sentences, its numbers all of this run."""
 
     table: Table
     plot: Plot | None
@@ -105,7 +121,7 @@ class Machine(_Record):
 
 
 class Evidence(Finding):
-    """A finding on record. holds: all checks did. seconds: wall clock of the whole run. created: UTC, ISO 8601."""
+    """A finding on record. holds: all checks did. seconds: wall clock of the run. created: UTC, ISO 8601."""
 
     lab: str
     title: Words
@@ -137,7 +153,9 @@ class Evidence(Finding):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise CutawayError(f"is not evidence: {place}: {first['msg']}", where, "run the lab again") from None
+            raise CutawayError(
+                f"is not evidence: {place}: {first['msg']}", where, "run the lab again"
+            ) from None
 
 
 def results_dir() -> Path:
@@ -147,7 +165,11 @@ def results_dir() -> Path:
 
 def store(evidence: Evidence, folder: Path | None = None) -> Path:
     """Write `<folder>/<lab>/<UTC time>.json`; the name sorts by time. Returns the path."""
-    path = (folder or results_dir()) / evidence.lab / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
+    path = (
+        (folder or results_dir())
+        / evidence.lab
+        / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
+    )
     with atomic(path) as partial:
         partial.write_text(evidence.to_json() + "\n", "utf-8")
     return path

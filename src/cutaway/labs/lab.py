@@ -1,12 +1,12 @@
 """What a lab is: a question, a function with knobs, and the rules by which it becomes evidence.
 
-    @lab("coin", title=Words(...), question=Words(...), seconds={"quick": 1, "full": 20})
-    def coin(run: Run, tosses: Annotated[int, Knob("how often", "次数", quick=100, min=1)] = 10_000) -> Finding:
+    @lab("coin", title=both(...), question=both(...), seconds={"quick": 1, "full": 20})
+    def coin(run: Run, *, tosses: Annotated[int, Knob("how often", "次数", quick=100)] = 9999) -> Finding:
         heads = sum(... for _ in run.each(range(tosses), "tossing"))
         return Finding(table=..., plot=..., verdict=..., checks=[...])
 
-The knobs are the function's own typed parameters: int, float, str, bool, or `Literal[...]` for a choice. Their
-defaults are the full profile; `Knob.quick` replaces them in the quick one. See `cutaway.labs.catalogue` for all labs.
+The knobs are the function's own typed keywords: int, float, str, bool, or `Literal[...]` for a choice. Their
+defaults are the full profile; `Knob.quick` replaces them in the quick one. `cutaway.labs.catalogue` has all labs.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Setting:
         low, high = self.knob.min, self.knob.max
         if self.choices and value not in self.choices:
             raise CutawayError(f"must be one of {', '.join(map(str, self.choices))}, got {raw!r}", where)
-        if not isinstance(value, str) and (value < (value if low is None else low) or value > (value if high is None else high)):
+        if not isinstance(value, str) and (
+            value < (value if low is None else low) or value > (value if high is None else high)
+        ):
             raise CutawayError(f"must be {_bounds(low, high)}, got {value}", where)
         return value
 
@@ -140,8 +142,20 @@ def _str(raw: object) -> str:
     return raw
 
 
-PARSERS: dict[str, Callable[[object], Value]] = {"int": _int, "float": _float, "bool": _bool, "str": _str, "choice": _str}
-EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "choice": "text"}
+PARSERS: dict[str, Callable[[object], Value]] = {
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "str": _str,
+    "choice": _str,
+}
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "choice": "text",
+}
 
 
 @dataclass(frozen=True)
@@ -174,7 +188,11 @@ class Lab:
         }
 
     def run(
-        self, given: Mapping[str, object] | None = None, profile: Profile = "full", seed: int = 0, report: Report = silent
+        self,
+        given: Mapping[str, object] | None = None,
+        profile: Profile = "full",
+        seed: int = 0,
+        report: Report = silent,
     ) -> Evidence:
         """Run the lab; nothing is stored, see `evidence.store`. Errors: as `values`, and the lab's own."""
         knobs = self.values(given or {}, profile)
@@ -215,6 +233,8 @@ def _setting(name: str, hint: Any, default: Value) -> Setting:
     return Setting(name, kind.__name__, default, knob)
 
 
-def lab(id: str, *, title: Words, question: Words, seconds: Mapping[str, float]) -> Callable[[Callable[..., Finding]], Lab]:
+def lab(
+    id: str, *, title: Words, question: Words, seconds: Mapping[str, float]
+) -> Callable[[Callable[..., Finding]], Lab]:
     """Declare a function to be the lab `id`."""
     return lambda function: Lab(id, title, question, seconds, function)

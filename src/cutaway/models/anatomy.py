@@ -1,15 +1,17 @@
 """The anatomy of a model: its real module tree, each part with shapes, parameters, FLOPs, bytes and its code.
 
-A node is a module, or one of three mechanisms that hold no tensors and so are no modules: rotation, the attention
-that a context answers, and a tied head. Children stand in the order in which a token passes them.
+A node is a module, or one of three mechanisms that hold no tensors and so are no modules: rotation, the
+attention that a context answers, and a tied head. Children stand in the order in which a token passes them.
+
+Shapes: T tokens, S keys that are seen, R rows whose logits are wanted, B sequences; then heads, widths.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,27 +21,42 @@ import cutaway
 from cutaway.models.block import Block, Stack
 from cutaway.models.cost import pairs
 from cutaway.models.decoder import Decoder
+from cutaway.models.encoder import Encoder
 from cutaway.nn.attention import Attention, AttentionSpec, attend
 from cutaway.nn.embedding import Embedding
-from cutaway.nn.feed_forward import FeedForward
+from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward
 from cutaway.nn.norms import LayerNorm, RMSNorm
 from cutaway.nn.positions import rotate
 
 PACKAGE = Path(cutaway.__file__).parent
-Stored = Callable[[str], str | None]
+PASSED = {  # the order in which a token passes the parts of a block, and of attention
+    "pre": ("attention_norm", "attention", "ffn_norm", "ffn"),
+    "post": ("attention", "attention_norm", "ffn", "ffn_norm"),
+    "sandwich": ("attention_norm", "attention", "attention_post_norm", "ffn_norm", "ffn", "ffn_post_norm"),
+    "attention": ("q", "k", "v", "q_norm", "k_norm", "out"),
+}
+KINDS = {rotate: "Rope", attend: "Attend", Decoder.logits: "Head"}  # a module's kind is its class
 
 
 class Code(NamedTuple):
-    """A piece of this package: path relative to it, first and last line."""
+    """Lines of a file of this package: path relative to it, first and last."""
 
     path: str
     line: int
     end: int
 
 
+class Role(NamedTuple):
+    """What a part takes, what it gives, and what configures it."""
+
+    input: str
+    output: str
+    detail: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Held:
-    """A tensor. dtype, bytes: in memory. stored: its type in the checkpoint, if there is one ("Q4_1")."""
+    """A tensor. dtype, bytes: in memory. stored: its type in a checkpoint, such as Q4_1, if there is one."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,9 +68,9 @@ class Held:
 
 @dataclass(frozen=True)
 class Node:
-    """A part. parameters, bytes, flops_per_token and share (of all parameters) include its children's.
+    """A part. tensors: those it holds itself. code: None for PyTorch's own modules.
 
-    tensors: those it holds itself. detail: what configures it. input, output: shapes, T tokens, S keys, R rows.
+    parameters, bytes, flops_per_token and share (of all parameters) include those of the children.
     """
 
     id: str
@@ -61,44 +78,166 @@ class Node:
     kind: str
     input: str
     output: str
+    detail: dict[str, Any]
+    code: Code | None
     parameters: int
     bytes: int
     flops_per_token: int
     share: float
-    detail: dict[str, Any] = field(default_factory=dict)
-    code: Code | None = None
     tensors: tuple[Held, ...] = ()
     children: tuple[Node, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, ready for JSON."""
-        code = self.code._asdict() if self.code else None
-        return {**asdict(self), "code": code, "children": [child.to_dict() for child in self.children]}
+        values = {name: value for name, value in vars(self).items() if name != "children"}
+        values["code"] = self.code._asdict() if self.code else None
+        values["tensors"] = [asdict(tensor) for tensor in self.tensors]
+        return {**values, "children": [child.to_dict() for child in self.children]}
 
 
-def anatomy(model: Stack, context: int, stored: Stored = lambda name: None) -> Node:
-    """The tree of `model`, on any device, "meta" included.
+@dataclass(frozen=True)
+class Anatomist:
+    """Draws the tree of a model on any device, "meta" included.
 
     context: tokens that the token sees whose FLOPs are counted. stored: a parameter's type in the checkpoint.
     """
-    return _Drawing(model, context, stored).module("", "model", model)
+
+    model: Stack
+    context: int
+    stored: Callable[[str], str | None] = lambda name: None
+
+    def draw(self) -> Node:
+        """The whole model."""
+        return self._module("", self.model)
+
+    def _module(self, path: str, module: nn.Module) -> Node:
+        role = ROLES[type(module)](module, path, self.model)
+        return self._node(
+            path,
+            type(module),
+            role,
+            self._flops.get(path, 0),
+            tensors=tuple(self._tensors(path, module)),
+            children=tuple(self._children(path, module)),
+        )
+
+    def _children(self, path: str, module: nn.Module) -> Iterator[Node]:
+        parts = dict(module.named_children())
+        for name in _order(module, list(parts)):
+            if isinstance(module, Attention) and name == "out":
+                yield from self._question(path, module.spec)
+            yield self._module(f"{path}.{name}".lstrip("."), parts[name])
+        if isinstance(module, Decoder) and module.head is None:
+            width, vocab = module.spec.width, module.spec.vocab
+            role = _rows(width, vocab, "R", tied="embedding.tokens", **{"in": width, "out": vocab})
+            yield self._node("head", Decoder.logits, role, 2 * vocab * width)
+
+    def _question(self, path: str, a: AttentionSpec) -> Iterator[Node]:
+        """Between the projections of attention: rotation, and what the context does with q, k and v."""
+        q, kv = f"[T, {a.heads}, {a.head_dim}]", f"{a.kv_heads}, {a.head_dim}]"
+        if a.rope:
+            shapes = f"q {q}, k [T, {kv}"
+            yield self._node(f"{path}.rope", rotate, Role(shapes, shapes, asdict(a.rope)))
+        seen = pairs(a, 1, self.context - 1)
+        role = Role(f"q {q}, k and v [S, {kv}", q, {"keys": seen, "window": a.window, "causal": a.causal})
+        yield self._node(f"{path}.attend", attend, role, 4 * a.heads * a.head_dim * seen)
+
+    def _node(
+        self,
+        path: str,
+        made_by: Any,
+        role: Role,
+        flops: int = 0,
+        *,
+        tensors: tuple[Held, ...] = (),
+        children: tuple[Node, ...] = (),
+    ) -> Node:
+        parameters = sum(t.parameters for t in tensors) + sum(c.parameters for c in children)
+        return Node(
+            id=path or "model",
+            name=path.rpartition(".")[2] or "model",
+            kind=KINDS.get(made_by) or made_by.__name__,
+            **role._asdict(),
+            code=code_of(made_by),
+            parameters=parameters,
+            bytes=sum(t.bytes for t in tensors) + sum(c.bytes for c in children),
+            flops_per_token=flops + sum(c.flops_per_token for c in children),
+            share=parameters / self.model.cost.parameters,
+            tensors=tensors,
+            children=children,
+        )
+
+    def _tensors(self, path: str, module: nn.Module) -> Iterator[Held]:
+        for name, t in module.named_parameters(path, recurse=False):
+            dtype = str(t.dtype).removeprefix("torch.")
+            yield Held(name, tuple(t.shape), dtype, t.numel(), t.nbytes, self.stored(name))
+
+    @cached_property
+    def _flops(self) -> dict[str, int]:
+        """Of the modules that multiply, 2 per weight."""
+        return {p.module: 2 * p.weights for p in self.model.cost.parts if p.use in ("multiply", "rows")}
 
 
-class Part(NamedTuple):
-    """What a node is apart from its numbers."""
+def _order(module: nn.Module, names: list[str]) -> list[str]:
+    if isinstance(module, Block | Attention):
+        passed = PASSED["attention" if isinstance(module, Attention) else module.placement]
+        return [name for name in passed if name in names]
+    return names
 
-    input: str
-    output: str
-    detail: dict[str, Any]
+
+@cache
+def code_of(source: Any) -> Code | None:
+    """Where a class or function of this package is written; None for anything else."""
+    path = Path(inspect.getfile(source))
+    if not path.is_relative_to(PACKAGE):
+        return None
+    lines, first = inspect.getsourcelines(source)
+    return Code(path.relative_to(PACKAGE).as_posix(), first, first + len(lines) - 1)
 
 
-class _Drawing:
-    def __init__(self, model: Stack, context: int, stored: Stored) -> None:
-        self.model, self.context, self.stored = model, context, stored
-        self.total = model.cost.parameters
-        self.flops = {p.module: 2 * p.weights for p in model.cost.parts if p.use in ("multiply", "rows")}
+def _rows(d_in: int, d_out: int, letter: str = "T", **detail: Any) -> Role:
+    return Role(f"[{letter}, {d_in}]", f"[{letter}, {d_out}]", detail)
 
-    def module(self, path: str, name: str, module: nn.Module) -> Node:
-        children = tuple(self._children(path, module))
-        tensors = tuple(self._tensors(path, module))
-        return self._node(path or "model", name, type(module), describe(module, name, self.model), tensors, children)
+
+def _stack(module: Stack, output: str) -> Role:
+    s = module.spec
+    return Role("[T]", output, {"family": s.family, "layers": len(s.layers), "context": s.context})
+
+
+def _attention(module: Attention, width: int) -> Role:
+    a = module.spec
+    detail = {
+        name: getattr(a, name) for name in ("heads", "kv_heads", "head_dim", "scale", "causal", "window")
+    }
+    return _rows(width, width, **detail)
+
+
+def _feed_forward(module: FeedForward, width: int) -> Role:
+    activation = next(name for name, function in ACTIVATIONS.items() if function is module.activation)
+    hidden = module.up.out_features
+    return _rows(width, width, width=hidden, activation=activation, gated=module.gate is not None)
+
+
+def _norm(module: RMSNorm | LayerNorm, path: str) -> Role:
+    """A norm on queries or keys works on each head."""
+    size = len(module.weight)
+    shape = f"[T, heads, {size}]" if path.endswith(("q_norm", "k_norm")) else f"[T, {size}]"
+    return Role(shape, shape, {"eps": module.eps})
+
+
+# module class -> its role, from the module, its path and the model
+ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
+    Decoder: lambda m, path, model: _stack(m, f"[R, {m.spec.vocab}]"),
+    Encoder: lambda m, path, model: _stack(m, f"[B, {m.spec.width}]"),
+    nn.ModuleList: lambda m, path, model: _rows(model.spec.width, model.spec.width, layers=len(m)),
+    Block: lambda m, path, model: _rows(model.spec.width, model.spec.width, placement=m.placement),
+    Embedding: lambda m, path, model: Role("[T]", f"[T, {model.spec.width}]", {"scale": m.scale}),
+    nn.Embedding: lambda m, path, model: Role("[T]", f"[T, {m.embedding_dim}]", {"rows": m.num_embeddings}),
+    Attention: lambda m, path, model: _attention(m, model.spec.width),
+    FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),
+    RMSNorm: lambda m, path, model: _norm(m, path),
+    LayerNorm: lambda m, path, model: _norm(m, path),
+    nn.Linear: lambda m, path, model: _rows(
+        m.in_features, m.out_features, {"head": "R", "pooler": "B"}.get(path, "T"), bias=m.bias is not None
+    ),
+}

@@ -113,7 +113,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if get_origin(kind) is tuple:
         return tuple(_build(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if not is_dataclass(kind):
-        return value
+        return _plain(kind, value, where)
     hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
     if not isinstance(value, Mapping) or not set(value) <= names:
         raise CutawayError(f"expected the fields {sorted(names)}, got {value!r:.200}", where)
@@ -121,3 +121,14 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     except TypeError as error:
         raise CutawayError(str(error), where) from None
+
+
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    """`value` if it is of `kind`: a number, a text, a boolean, one of several. Whole numbers pass as float."""
+    allowed = get_args(kind) if get_origin(kind) is Literal else None
+    if allowed is not None and value not in allowed:
+        raise CutawayError(f"{value!r} is not one of {list(allowed)}", where)
+    types = (int, float) if kind is float else (kind,)
+    if allowed is None and (type(value) not in types):
+        raise CutawayError(f"expected {kind.__name__}, got {value!r:.80}", where)
+    return value

@@ -1,6 +1,6 @@
-"""The HTTP surface: OpenAI's API over the models that are loaded (https://platform.openai.com/docs/api-reference).
+"""The HTTP surface: OpenAI's API (https://platform.openai.com/docs/api-reference) over the loaded models.
 
-    request ─► guard ─► schemas ─► chat | completions | embeddings ─► engine
-                                           │
-    client  ◄── whole answer, or server-sent events ◄── events
+request ─► guard ─► schemas ─► chat | completions | embeddings ─► engine
+                                       │
+client  ◄── whole answer, or server-sent events ◄── events
 """

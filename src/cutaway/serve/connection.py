@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from cutaway.serve.errors import as_api_error
+from cutaway.serve.errors import ApiError, as_api_error
 
 T = TypeVar("T")
 
 
-class Gone(Exception):
-    """The client left before it had its answer."""
+class Gone(ApiError):
+    """The client left before it had its answer. (The status is nginx's, for the metrics.)"""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client left")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -29,7 +32,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Gone
+            raise Gone()
         return working.result()
     finally:
         for task in (working, watching):
@@ -43,10 +46,10 @@ async def _departure(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events, one per JSON object of `items`, which is closed when the client leaves.
+    """Server-sent events, one per JSON object of `items`, which is closed in the end.
 
-    An error before the first item becomes an ordinary error response; a later one is sent as an event and ends the
-    stream. last: sent after the last item, as it is.
+    An error before the first item becomes an ordinary error response; a later one is sent as an event and
+    ends the stream. last: sent after the last item, as it is.
     """
 
     media_type = "text/event-stream"
@@ -57,10 +60,8 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        with suppress(Gone):
             await while_connected(receive, self._send_all(send))
-        except Gone:
-            pass
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.items):
@@ -70,7 +71,9 @@ class EventStream(Response):
             try:
                 async for item in self.items:
                     await _send(send, item)
-            except Exception as error:  # the status is sent already: all that is left is to say so in the stream
+            except (
+                Exception
+            ) as error:  # the status is sent already: all that is left is to say so in the stream
                 await _send(send, as_api_error(error).body())
             else:
                 await send({"type": "http.response.body", "body": self.last.encode(), "more_body": True})

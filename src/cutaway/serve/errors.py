@@ -1,6 +1,6 @@
 """Every error in OpenAI's shape: {"error": {"message", "type", "param", "code"}}, with a fitting HTTP status.
 
-What the client did wrong is explained to it; what went wrong here is logged, and the client learns only that it did.
+What the client did wrong is explained to it; what went wrong here is logged, and the client only learns that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class ApiError(HTTPException):
 
     def body(self) -> dict[str, Any]:
         """The JSON object that is sent."""
-        kind = TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
+        kind = TYPES.get(
+            self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error"
+        )
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
@@ -52,15 +54,30 @@ STATUS: tuple[tuple[type[CutawayError], int, str | None], ...] = (
     (TooLong, 400, "context_length_exceeded"),
     (Busy, 429, "rate_limit_exceeded"),
     (NotFound, 404, "not_found"),
-    (CutawayError, 400, None),
+    (CutawayError, 400, "invalid_value"),
 )
-CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unsupported_parameter", "json_invalid": "invalid_json"}
-MESSAGES = {
-    "missing": "is required",
-    "extra_forbidden": "is not supported here, or not with this value",
-    "json_invalid": "is not valid JSON",
-    "model_attributes_type": "must be a JSON object (with Content-Type: application/json)",
-    "model_type": "must be a JSON object",
+# What Starlette and FastAPI refuse by themselves: their words -> message, code.
+PLAIN = {
+    "There was an error parsing the body": ("the body: is not JSON in UTF-8", "invalid_json"),
+    "Not Found": ("there is nothing at this address", "not_found"),
+    "Method Not Allowed": ("this address takes another method", "method_not_allowed"),
+}
+# Pydantic's kinds of error: message (with Pydantic's values in it), code.
+INVALID = {
+    "missing": ("is required", "missing_required_parameter"),
+    "extra_forbidden": ("is not supported here, or not with this value", "unsupported_parameter"),
+    "json_invalid": ("is not valid JSON", "invalid_json"),
+    "model_attributes_type": ("must be a JSON object, with Content-Type: application/json", "invalid_type"),
+    "model_type": ("must be a JSON object", "invalid_type"),
+    "string_type": ("must be a string", "invalid_type"),
+    "bool_type": ("must be true or false", "invalid_type"),
+    "int_type": ("must be an integer", "invalid_type"),
+    "float_type": ("must be a number", "invalid_type"),
+    "list_type": ("must be a list", "invalid_type"),
+    "literal_error": ("must be {expected}", "invalid_value"),
+    "too_short": ("must not be empty", "invalid_value"),
+    "greater_than_equal": ("must be at least {ge}", "invalid_value"),
+    "less_than_equal": ("must be at most {le}", "invalid_value"),
 }
 
 
@@ -75,7 +92,8 @@ def as_api_error(error: Exception) -> ApiError:
         headers = {"Retry-After": "1"} if status == 429 else None
         return ApiError(status, str(error), param=error.where or None, code=code, headers=headers)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+        message, code = PLAIN.get(str(error.detail), (str(error.detail), None))
+        return ApiError(error.status_code, message, code=code, headers=error.headers)
     log.error("unexpected error", exc_info=error)
     return ApiError(500, "the server failed to answer this request; its log says why", code="internal_error")
 
@@ -83,22 +101,21 @@ def as_api_error(error: Exception) -> ApiError:
 def _of_validation(error: RequestValidationError) -> ApiError:
     """The first thing wrong with a request's body; an input is never echoed."""
     first = error.errors()[0]
-    kind, path = first["type"], first["loc"][1:]
-    param = "" if kind == "json_invalid" else _dotted(path)
-    message = MESSAGES.get(kind) or first["msg"]
-    return ApiError(400, f"{param or 'the body'}: {message}", param=param or None, code=CODES.get(kind, "invalid_value"))
+    kind = first["type"]
+    param = "" if kind == "json_invalid" else _dotted(first["loc"][1:])
+    message, code = INVALID.get(kind, (first["msg"], "invalid_value"))
+    told = message.format(**first.get("ctx", {})) if kind in INVALID else message
+    return ApiError(400, f"{param or 'the body'}: {told}", param=param or None, code=code)
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:
-    """("messages", 0, "role") -> "messages[0].role"."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).removeprefix(".")
+    """("messages", 0, "role") -> "messages[0].role". Clients' names may be long, or not even Unicode."""
+    names = (f"[{p}]" if isinstance(p, int) else f".{ascii(p)[1:-1]}" for p in path)
+    return "".join(names).removeprefix(".")[:100]
 
 
 async def _handle(request: Request, error: Exception) -> JSONResponse:
-    answer = as_api_error(error)
-    if type(error) is HTTPException and answer.status_code in (404, 405):
-        answer.detail = f"{answer.detail}: {request.method} {request.url.path}"
-    return answer.response()
+    return as_api_error(error).response()
 
 
 def install(app: FastAPI) -> None:

@@ -1,8 +1,8 @@
 """Who may talk to the server: checks on a request's headers before anything reads its body.
 
-A server on the loopback interface is still within reach of every web page that the user opens. Two attacks are met
-here. A page can send requests to 127.0.0.1 itself; browsers then name the page in `Origin`. Or its name can be made to
-resolve to 127.0.0.1 (DNS rebinding); browsers then send that name in `Host`.
+A server on the loopback interface is still within reach of every web page that the user opens. Two attacks
+are met here. A page can send requests to 127.0.0.1 itself; browsers then name the page in `Origin`. Or its
+name can be made to resolve to 127.0.0.1 (DNS rebinding); browsers then send that name in `Host`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def check_host(policy: Policy, headers: Headers, path: str) -> ApiError | None:
     if policy.hosts is None or name in policy.hosts:
         return None
     known = ", ".join(sorted(policy.hosts))
-    return ApiError(403, f"this server answers to {known} only, not to the Host named", code="host_not_allowed")
+    return ApiError(
+        403, f"this server answers to {known} only, not to the Host named", code="host_not_allowed"
+    )
 
 
 def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None:
@@ -51,7 +53,9 @@ def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None
     origin = headers.get("origin")
     if origin is None or policy.origins & {origin, "*"} or origin.partition("://")[2] == headers.get("host"):
         return None
-    return ApiError(403, "requests from other web pages are refused (see --allow-origin)", code="origin_not_allowed")
+    return ApiError(
+        403, "requests from other web pages are refused (see --allow-origin)", code="origin_not_allowed"
+    )
 
 
 def check_key(policy: Policy, headers: Headers, path: str) -> ApiError | None:

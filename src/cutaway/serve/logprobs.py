@@ -1,4 +1,4 @@
-"""Log-probabilities in the two shapes of OpenAI's API. One entry per generated token, the end token included."""
+"""Log-probabilities in the two shapes of OpenAI's API: an entry per token, the end token's included."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def chat_logprobs(tokenizer: Tokenizer, events: Iterable[Event], count: int) -> 
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         piece = tokenizer.token_bytes(token)
-        return {"token": piece.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST), "bytes": list(piece)}
+        return {
+            "token": piece.decode("utf-8", "replace"),
+            "logprob": max(logprob, LOWEST),
+            "bytes": list(piece),
+        }
 
     def described(event: Event) -> dict[str, Any]:
         best = [entry(a.id, a.logprob) for a in event.choice.alternatives[:count]]
@@ -43,7 +47,7 @@ def completion_logprobs(tokenizer: Tokenizer, events: Iterable[Event], count: in
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:
-    r"""A token's text, or as OpenAI has it "bytes:\xe4\xbd" for a part of a character, so that names differ."""
+    r"""A token's text, or for part of a character "bytes:\xe4\xbd" as OpenAI has it, so that names differ."""
     piece = tokenizer.token_bytes(token)
     try:
         return piece.decode()

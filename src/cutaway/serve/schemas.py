@@ -1,8 +1,8 @@
-"""What clients may ask, as OpenAI names it, with vLLM's additions (top_k, min_p, repetition_penalty, ignore_eos).
+"""What clients may ask, as OpenAI names it, with vLLM's top_k, min_p, repetition_penalty and ignore_eos.
 
-Nothing is ignored that would change the answer: an unknown field, or a known one that is not supported, is refused by
-name. Fields that cannot matter here are listed in `INERT` with the values for which that is so. null means absent.
-Ranges of sampling settings are those of `SamplingParams`, which refuses the rest.
+Nothing is ignored that would change the answer: an unknown field, or a known one that is not supported, is
+refused by name. Fields that cannot matter here are listed in tables, with the values for which that is so.
+null means absent. Ranges of sampling settings are those of `SamplingParams`, which refuses the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from cutaway.engine.params import SamplingParams
@@ -75,19 +83,26 @@ def expected(description: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def utf8(value: str) -> str:
+    """JSON can spell half a surrogate pair, which no text contains."""
+    value.encode()  # a UnicodeEncodeError is a ValueError, which Pydantic reports
+    return value
+
+
+Utf8 = Annotated[str, AfterValidator(utf8)]
 Ids = Annotated[list[int], Len(1)]
-Text = Annotated[str, Len(1, MAX_STOP)]
+Text = Annotated[Utf8, Len(1, MAX_STOP)]
 Stop = Annotated[
     Text | Annotated[list[Text], Len(0, MAX_STOPS)],
     expected(f"a string or a list of at most {MAX_STOPS} strings, each of 1 to {MAX_STOP} characters"),
 ]
 Prompts = Annotated[
-    str | Annotated[list[str], Len(1, MAX_PROMPTS)] | Ids | Annotated[list[Ids], Len(1, MAX_PROMPTS)],
-    expected(f"a string, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either"),
+    Utf8 | Annotated[list[Utf8], Len(1, MAX_PROMPTS)] | Ids | Annotated[list[Ids], Len(1, MAX_PROMPTS)],
+    expected(f"a string of valid Unicode, a list of token ids, or a list of 1 to {MAX_PROMPTS} of either"),
 ]
 Inputs = Annotated[
-    str | Annotated[list[str], Len(1, MAX_INPUTS)] | Ids | Annotated[list[Ids], Len(1, MAX_INPUTS)],
-    expected(f"a string, a list of token ids, or a list of 1 to {MAX_INPUTS} of either"),
+    Utf8 | Annotated[list[Utf8], Len(1, MAX_INPUTS)] | Ids | Annotated[list[Ids], Len(1, MAX_INPUTS)],
+    expected(f"a string of valid Unicode, a list of token ids, or a list of 1 to {MAX_INPUTS} of either"),
 ]
 
 
@@ -128,7 +143,9 @@ class Sampling(Body):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="of the first choice; the next one's is one more")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**64, description="of the first choice; the next one's is one more"
+    )
     stop: Stop = []
     ignore_eos: bool = False
     n: int = Field(1, ge=1, le=MAX_CHOICES)
@@ -165,7 +182,7 @@ class TextPart(Body):
     """The only kind of content part: text."""
 
     type: Literal["text"]
-    text: str
+    text: Utf8
 
 
 class Message(Body):
@@ -174,7 +191,8 @@ class Message(Body):
     inert = MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        str | Annotated[list[TextPart], Len(1)], expected('a string, or a list of parts {"type": "text", "text": ...}')
+        Utf8 | Annotated[list[TextPart], Len(1)],
+        expected('a string, or a list of parts {"type": "text", "text": ...}, of valid Unicode'),
     ]
 
 

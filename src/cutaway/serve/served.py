@@ -16,7 +16,7 @@ from cutaway.weights.checkpoint import Loaded
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """service generates; it is None for an encoder, whose requests pass `gate` and then take turns with `turn`."""
+    """service generates; None for an encoder, whose requests pass `gate` and then take turns."""
 
     name: str
     loaded: Loaded

@@ -36,9 +36,9 @@ def from_letters(token: str) -> bytes:
         return token.encode()
 
 
-def fallback_tokens(text: str) -> list[str]:
-    """The byte tokens that spell `text`: "é" → ["<0xC3>", "<0xA9>"]."""
-    return [f"<0x{b:02X}>" for b in text.encode()]
+def fallback_tokens(data: bytes) -> list[str]:
+    """The byte tokens that spell these bytes: those of "é" → ["<0xC3>", "<0xA9>"]."""
+    return [f"<0x{b:02X}>" for b in data]
 
 
 def fallback_byte(token: str) -> bytes | None:

@@ -136,7 +136,7 @@ class BPE:
         return tokens
 
     def _bytes(self, symbol: str) -> list[str]:
-        spelled = fallback_tokens(symbol) if self.byte_fallback else []
+        spelled = fallback_tokens(symbol.encode()) if self.byte_fallback else []
         return spelled if all(token in self.vocab for token in spelled) else []
 
 

@@ -15,7 +15,7 @@ template does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +68,25 @@ def _part(part: Any, where: str) -> str:
     return part["text"]
 
 
+def sign_for(*values: Any) -> str:
+    """A character that occurs nowhere in these values."""
+    used = set().union(*(text for value in values for text in _strings(value)))
+    free = (chr(code) for code in (*_NONCHARACTERS, *_PRIVATE_USE) if chr(code) not in used)
+    sign = next(free, None)
+    if sign is None:
+        raise CutawayError("the messages use every private-use character", "messages", "leave one out")
+    return sign
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for part in parts:
+            yield from _strings(part)
+
+
 class Guard:
     """Marks the control tokens' names in foreign text so that they cannot match."""
 
@@ -79,12 +98,6 @@ class Guard:
         self._heads = {name[:k] for name in names for k in range(1, len(name))}
         self._tails = {name[k:] for name in names for k in range(1, len(name))}
         self._longest = max(map(len, names), default=0)
-
-    @staticmethod
-    def sign(*texts: str) -> str:
-        """A character that occurs in none of the texts."""
-        used = set().union(*texts)
-        return next(chr(sign) for sign in [*_NONCHARACTERS, *_PRIVATE_USE] if chr(sign) not in used)
 
     def apply(self, value: Any, sign: str) -> Any:
         """The same value with every string in it guarded; roles and the keys of objects only within."""

@@ -13,10 +13,15 @@ from cutaway.text.pieces import Json
 
 @dataclass(frozen=True)
 class Decoder:
-    """Turns one token into bytes. trim: how many spaces are dropped where a text begins."""
+    """Turns one token into bytes.
+
+    trim: how many spaces are dropped where a text begins. letters: whether tokens, other than added ones, are
+    written in the byte-level alphabet.
+    """
 
     bytes_of: Callable[[str], bytes]
     trim: int
+    letters: bool = False
 
 
 def decoder(piece: Json | None) -> Decoder:
@@ -38,7 +43,7 @@ def decoder(piece: Json | None) -> Decoder:
             token = step(token)
         return from_letters(token) if "ByteLevel" in kinds else token.encode()
 
-    return Decoder(bytes_of, sum(_trim(part) for part in parts))
+    return Decoder(bytes_of, sum(_trim(part) for part in parts), "ByteLevel" in kinds)
 
 
 def _trim(part: Json) -> int:

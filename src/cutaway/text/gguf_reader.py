@@ -18,7 +18,7 @@ from cutaway.text import pretokenizers
 from cutaway.text.added import AddedToken
 from cutaway.text.bpe import SPACE
 from cutaway.text.frame import template
-from cutaway.text.recipe import END_TOKENS, Json, Kind, Recipe
+from cutaway.text.recipe import Json, Kind, Recipe
 
 Metadata = Mapping[str, Any]
 
@@ -44,6 +44,7 @@ ROLE_KEYS = {
     "cls": "cls_token_id",
 }
 _MORE_STOPS = ("eot_token_id", "eom_token_id")
+_CONTROL = (TokenType.CONTROL, TokenType.UNKNOWN)
 _MERGED_SCORE = {TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED}
 TO_MARKER = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _FROM_MARKER = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
@@ -84,11 +85,12 @@ def _start(kind: Kind, ggml: Json, tokens: list[str], types: np.ndarray, default
     roles = defaults | {role: int(ggml[key]) for role, key in ROLE_KEYS.items() if ggml.get(key) is not None}
     roles = {role: i for role, i in roles.items() if 0 <= i < len(tokens)}
     recipe = Recipe(kind, dict(zip(tokens, range(len(tokens)), strict=True)), roles=roles)
-    found = np.flatnonzero(np.isin(types, [TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED]))
-    for i in found.tolist():
-        special = types[i] != TokenType.USER_DEFINED or tokens[i] in END_TOKENS
-        recipe.added.append(AddedToken(i, tokens[i], special=special))
     recipe.stop = frozenset(int(ggml[key]) for key in _MORE_STOPS if ggml.get(key) is not None)
+    ends = {roles[role] for role in ("bos", "eos") if role in roles}
+    control = {*np.flatnonzero(np.isin(types, _CONTROL)).tolist(), *ends, *recipe.stop}
+    user_defined = np.flatnonzero(types == TokenType.USER_DEFINED).tolist()
+    added = sorted({i for i in (*control, *user_defined) if 0 <= i < len(tokens)})
+    recipe.added = [AddedToken(i, tokens[i], special=i in control) for i in added]
     if "unk" in roles:
         recipe.options["unk_token"] = tokens[roles["unk"]]
     return recipe
@@ -143,10 +145,7 @@ def _sentencepiece(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
 
 def _wordpiece(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
     """GGUF marks the beginning of a word with "▁" where WordPiece marks what continues one with "##"."""
-    written = [
-        token if types[i] in (TokenType.CONTROL, TokenType.UNKNOWN) else _from_phantom(token)
-        for i, token in enumerate(tokens)
-    ]
+    written = [token if types[i] in _CONTROL else _from_phantom(token) for i, token in enumerate(tokens)]
     recipe = _start(
         "WordPiece", ggml, written, types, {"cls": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
     )

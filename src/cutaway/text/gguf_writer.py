@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import CutawayError
 from cutaway.text import pretokenizers
-from cutaway.text.alphabet import fallback_byte
+from cutaway.text.alphabet import fallback_tokens
 from cutaway.text.bpe import SPACE
 from cutaway.text.frame import template_ids
 from cutaway.text.gguf_reader import ONE_SPACE, ROLE_KEYS, TO_MARKER, TRIM, TokenType
@@ -27,17 +27,20 @@ from cutaway.text.recipe import Json, Recipe
 _STAY = "keep the model in safetensors, or convert its tokenizer with a tool of its own"
 
 
-def write(recipe: Recipe) -> dict[str, Any]:
+def write(recipe: Recipe, rows: int = 0) -> dict[str, Any]:
     """The metadata that says the same in GGUF. CutawayError if GGUF cannot say it.
 
+    rows: how many tokens to list at least; those that have no token are unused.
     Not kept: whether an added token is sought in the normalized text, and, with a warning, a "▁" that
     belongs at the very beginning of a text only (GGUF puts one after every added token as well).
     """
     for token in recipe.added:
         if token.lstrip or token.rstrip or token.single_word:
             raise _refusal(f"that {token.content!r} takes white space with it, or only stands between words")
-    own = _WRITERS[recipe.kind](recipe)
-    metadata = {f"tokenizer.ggml.{key}": value for key, value in (_common(recipe) | own).items()}
+    tokens = recipe.tokens()
+    names = [tokens.get(i, f"[PAD{i}]") for i in range(max([rows - 1, *tokens]) + 1)]
+    own = _common(recipe, names) | _WRITERS[recipe.kind](recipe, names)
+    metadata: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in own.items()}
     if recipe.chat_template is not None:
         metadata["tokenizer.chat_template"] = recipe.chat_template
     return metadata
@@ -47,34 +50,24 @@ def _refusal(what: str) -> CutawayError:
     return CutawayError(f"GGUF cannot hold {what}", "tokenizer", _STAY)
 
 
-def _names(recipe: Recipe) -> list[str]:
-    """Every token by id; ids that no token has get a name of their own."""
-    tokens = recipe.tokens()
-    return [tokens.get(i, f"[PAD{i}]") for i in range(max(tokens, default=-1) + 1)]
-
-
-def _common(recipe: Recipe) -> Json:
+def _common(recipe: Recipe, names: list[str]) -> Json:
     roles, flags = _frame(recipe)
-    names, known = _names(recipe), recipe.tokens()
     return {
         "tokens": names,
-        "token_type": np.array([_type(recipe, known.get(i)) for i in range(len(names))], dtype=np.int32),
+        "token_type": np.array(_types(recipe, names), dtype=np.int32),
         **{ROLE_KEYS[role]: i for role, i in roles.items()},
         **flags,
     }
 
 
-def _type(recipe: Recipe, token: str | None) -> TokenType:
-    if token is None:
-        return TokenType.UNUSED
-    added = recipe.added_by_content.get(token)
-    if added:
-        unknown = token == recipe.options.get("unk_token")
-        return (
-            TokenType.UNKNOWN if unknown else TokenType.CONTROL if added.special else TokenType.USER_DEFINED
-        )
-    is_byte = recipe.options.get("byte_fallback") and fallback_byte(token) is not None
-    return TokenType.BYTE if is_byte else TokenType.NORMAL
+def _types(recipe: Recipe, names: list[str]) -> list[TokenType]:
+    """What each token is, in llama.cpp's terms."""
+    types = dict.fromkeys(names, TokenType.UNUSED) | dict.fromkeys(recipe.vocab, TokenType.NORMAL)
+    if recipe.options.get("byte_fallback"):
+        types |= dict.fromkeys(fallback_tokens(bytes(range(256))), TokenType.BYTE)
+    for token in recipe.added:
+        types[token.content] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+    return [types[name] for name in names]
 
 
 def _frame(recipe: Recipe) -> tuple[dict[str, int], dict[str, bool]]:
@@ -90,11 +83,11 @@ def _frame(recipe: Recipe) -> tuple[dict[str, int], dict[str, bool]]:
     return roles, flags
 
 
-def _bpe(recipe: Recipe) -> Json:
+def _bpe(recipe: Recipe, names: list[str]) -> Json:
     if recipe.options.get("continuing_subword_prefix") or recipe.options.get("end_of_word_suffix"):
         raise _refusal("BPE with marks inside or at the end of words")
     if not is_byte_level(recipe.pre_tokenizer):
-        return _sentencepiece(recipe)
+        return _sentencepiece(recipe, names)
     nfc, whole = recipe.normalizer == {"type": "NFC"}, bool(recipe.options.get("ignore_merges"))
     if recipe.normalizer and not nfc:
         raise _refusal(f"the normalizer {recipe.normalizer['type']!r} before byte-level BPE")
@@ -102,16 +95,16 @@ def _bpe(recipe: Recipe) -> Json:
     return {"model": "gpt2", "pre": pre, "merges": [f"{left} {right}" for left, right in recipe.merges or []]}
 
 
-def _sentencepiece(recipe: Recipe) -> Json:
+def _sentencepiece(recipe: Recipe, names: list[str]) -> Json:
     scores = recipe.scores if recipe.scores is not None else scores_from_merges(recipe)
     if scores is None or not recipe.options.get("byte_fallback"):
         raise _refusal("BPE whose merges cannot be told as scores with byte fallback")
     space = _space_prefix(recipe)
-    return {"model": "llama", "pre": "default", "scores": _values(recipe, scores), "add_space_prefix": space}
+    return {"model": "llama", "pre": "default", "scores": _values(names, scores), "add_space_prefix": space}
 
 
-def _values(recipe: Recipe, scores: Any) -> np.ndarray:
-    return np.array([scores.get(name, -1000.0) for name in _names(recipe)], dtype=np.float32)
+def _values(names: list[str], scores: Mapping[str, float]) -> np.ndarray:
+    return np.array([scores.get(name, -1000.0) for name in names], dtype=np.float32)
 
 
 def _space_prefix(recipe: Recipe) -> bool:
@@ -138,17 +131,18 @@ def _steps(piece: Json | None, inner: str) -> list[Json]:
     return list(piece[inner]) if piece["type"] == "Sequence" else [piece]
 
 
-def _wordpiece(recipe: Recipe) -> Json:
+def _wordpiece(recipe: Recipe, names: list[str]) -> Json:
     normal = recipe.normalizer or {}
     if (normal.get("type"), (recipe.pre_tokenizer or {}).get("type")) != (
         "BertNormalizer",
         "BertPreTokenizer",
     ):
         raise _refusal("WordPiece without BERT's normalizer and pre-tokenizer")
-    names, accents = _names(recipe), normal.get("strip_accents")
+    accents = normal.get("strip_accents")
     return {
         "model": "bert",
         "pre": "default",
+        "token_type_count": 2,  # BERT's segments, which llama.cpp looks for here
         "tokens": [name if name in recipe.hidden else _phantom(name) for name in names],
         "normalizer.lowercase": bool(normal.get("lowercase", True)),
         **({"bos_token_id": recipe.roles["cls"]} if "cls" in recipe.roles else {}),
@@ -161,8 +155,8 @@ def _phantom(token: str) -> str:
     return token[2:] if token.startswith("##") else SPACE + token
 
 
-def _unigram(recipe: Recipe) -> Json:
-    own: Json = {"model": "t5", "pre": "default", "scores": _values(recipe, recipe.scores or {})}
+def _unigram(recipe: Recipe, names: list[str]) -> Json:
+    own: Json = {"model": "t5", "pre": "default", "scores": _values(names, recipe.scores or {})}
     steps = _steps(recipe.normalizer, "normalizers")
     if steps and steps[0]["type"] == "Precompiled":
         packed = base64.b64decode(steps.pop(0)["precompiled_charsmap"])
@@ -177,4 +171,8 @@ def _unigram(recipe: Recipe) -> Json:
     return own | {"remove_extra_whitespaces": tidy, "add_space_prefix": space}
 
 
-_WRITERS: dict[str, Callable[[Recipe], Json]] = {"BPE": _bpe, "WordPiece": _wordpiece, "Unigram": _unigram}
+_WRITERS: dict[str, Callable[[Recipe, list[str]], Json]] = {
+    "BPE": _bpe,
+    "WordPiece": _wordpiece,
+    "Unigram": _unigram,
+}

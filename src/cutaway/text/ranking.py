@@ -6,36 +6,39 @@ tokenizer into the other kind of file needs the one made from the other.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+
 from cutaway.text.bpe import Pair
 from cutaway.text.recipe import Recipe
 
 
 def merges_from_scores(recipe: Recipe) -> list[Pair]:
-    """The merges that rank pairs as the scores do: every way to make a token of two, best token first.
-
-    The same pairs in the same order as SentencePiece's scores give, written out for tokenizer.json.
-    """
-    vocab, scores, hidden = recipe.vocab, recipe.scores or {}, recipe.hidden
-    ranked = sorted((t for t in scores if t not in hidden), key=lambda t: -scores[t])
-    return [
-        (token[:cut], token[cut:])
-        for token in ranked
-        for cut in range(1, len(token))
-        if token[:cut] in vocab and token[cut:] in vocab
-    ]
+    """The merges that rank pairs as the scores do: every way to make a token of two, best token first."""
+    scores, vocab = recipe.scores or {}, recipe.vocab.keys() - recipe.hidden
+    ranked = sorted(vocab & scores.keys(), key=lambda token: (-scores[token], recipe.vocab[token]))
+    return [pair for token in ranked for pair in _ways(token, vocab)]
 
 
 def scores_from_merges(recipe: Recipe) -> dict[str, float] | None:
     """Scores that rank pairs as the merges do, or None if no scores can.
 
-    Scores rank a token, merges a pair: they agree only if all ways to make a token of two stand together in
-    the list.
+    Scores rank a token, merges a pair: they agree only if all ways to make a token of two are in the list,
+    and stand together.
     """
-    ranks: dict[str, int] = {}
-    for left, right in recipe.merges or []:
-        ranks.setdefault(left + right, len(ranks))
-    scores = {token: -float(ranks.get(token, len(ranks))) for token in recipe.vocab}
-    closed = Recipe(recipe.kind, recipe.vocab, scores={t: scores[t] for t in ranks}, added=recipe.added)
-    joined = [left + right for left, right in recipe.merges or []]
-    together = joined == sorted(joined, key=ranks.__getitem__)
-    return scores if together and set(merges_from_scores(closed)) == set(recipe.merges or []) else None
+    vocab = recipe.vocab.keys() - recipe.hidden
+    made = [left + right for left, right in recipe.merges or []]
+    listed = Counter(made)
+    together = sum(1 for _ in groupby(made)) == len(listed)
+    if not together or any(sum(1 for _ in _ways(token, vocab)) != listed[token] for token in vocab):
+        return None
+    best_first = {token: -float(rank) for rank, token in enumerate(dict.fromkeys(made))}
+    return dict.fromkeys(recipe.vocab, -float(len(listed))) | best_first
+
+
+def _ways(token: str, vocab: set[str]) -> Iterator[Pair]:
+    """The pairs of tokens that make `token`."""
+    for cut in range(1, len(token)):
+        if token[:cut] in vocab and token[cut:] in vocab:
+            yield token[:cut], token[cut:]

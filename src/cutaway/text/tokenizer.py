@@ -16,7 +16,7 @@ from cutaway.errors import CutawayError
 from cutaway.text import decoding, gguf_reader, gguf_writer, huggingface, pieces, sandbox
 from cutaway.text.added import Finder
 from cutaway.text.alphabet import to_letters
-from cutaway.text.chat import Guard, check
+from cutaway.text.chat import Guard, check, sign_for
 from cutaway.text.explain import Step, explain
 from cutaway.text.frame import template_ids
 from cutaway.text.recipe import END_TOKENS, Recipe, build_model
@@ -56,11 +56,11 @@ class Tokenizer:
         later = [t for t in recipe.added if t.normalized]
         self._normalized = Finder(replace(t, content=self._normalize(t.content)) for t in later)
         self._tokens = recipe.tokens()
-        self._added = {t.id: t.content for t in recipe.added}
+        self._added = frozenset(t.id for t in recipe.added)
         self.vocab_size = max(self._tokens, default=-1) + 1
         self.special_ids = frozenset(t.id for t in recipe.added if t.special)
         self._remembered = lru_cache(CACHED_WORDS)(self._word)
-        self.token_bytes = lru_cache(None)(self._bytes)
+        self._known_bytes: dict[int, bytes] = {}
 
     @classmethod
     def from_dir(cls, path: str | Path) -> Tokenizer:
@@ -76,9 +76,12 @@ class Tokenizer:
         """Write tokenizer.json, tokenizer_config.json and the chat template; AutoTokenizer loads them."""
         huggingface.write(self.recipe, directory)
 
-    def to_gguf(self) -> dict[str, Any]:
-        """The metadata that holds it in a GGUF file; CutawayError if GGUF has no way to say it."""
-        return gguf_writer.write(self.recipe)
+    def to_gguf(self, rows: int = 0) -> dict[str, Any]:
+        """The metadata that holds it in a GGUF file; CutawayError if GGUF has no way to say it.
+
+        rows: how many rows the model's embedding has; rows beyond the vocabulary are listed as unused tokens.
+        """
+        return gguf_writer.write(self.recipe, rows)
 
     # Encoding
 
@@ -92,7 +95,7 @@ class Tokenizer:
         return [*self._before, *ids, *self._after] if add_special else ids
 
     def stretches(self, text: str, parse_special: bool = True, sign: str = "") -> Iterator[Stretch]:
-        """A text on its way to its pre-tokens. Names with `sign` in them match nothing; it is then dropped."""
+        """A text, cut as far as pre-tokens. Names with `sign` in them match nothing; it is then dropped."""
         for segment in self._raw.split(_checked(text), parse_special):
             if segment.token:
                 yield Stretch(segment.text, segment.token.id)
@@ -138,11 +141,13 @@ class Tokenizer:
         skip = self.special_ids if skip_special else ()
         return Detokenizer(self.token_bytes, skip, 0 if continuing else self._decoder.trim)
 
-    def _bytes(self, id: int) -> bytes:
+    def token_bytes(self, id: int) -> bytes:
         """What the token contributes to a text; nothing for an id that no token has."""
-        if id in self._added:
-            return self._added[id].encode()
-        return self._decoder.bytes_of(self._tokens[id]) if id in self._tokens else b""
+        if id not in self._known_bytes:
+            token = self._tokens.get(id, "")
+            literal = id not in self._tokens or (id in self._added and self._decoder.letters)
+            self._known_bytes[id] = token.encode() if literal else self._decoder.bytes_of(token)
+        return self._known_bytes[id]
 
     def display(self, id: int) -> str:
         """The token for the eye, always printable: a space is ␣, a line feed ⏎, a lone byte ⟨E4⟩."""
@@ -200,7 +205,7 @@ class Tokenizer:
         CutawayError: no template, no or malformed messages, or the template's own refusal.
         """
         checked = check(messages)
-        sign = Guard.sign(repr(checked), repr(tools), repr(variables), self.recipe.chat_template or "")
+        sign = sign_for(checked, tools, variables, self.chat_template)
         guarded = [self._guard.apply(value, sign) for value in (checked, tools, variables)]
         prompt = self._render(guarded[0], guarded[1], add_generation_prompt, guarded[2])
         return self._ids(self.stretches(prompt, sign=sign))

@@ -75,7 +75,7 @@ class Unigram:
     def _known(self, piece: str) -> list[str]:
         if piece in self.scores:
             return [piece]
-        spelled = fallback_tokens(piece)
+        spelled = fallback_tokens(piece.encode())
         if self.byte_fallback and all(token in self.vocab for token in spelled):
             return spelled
         return [] if self.unk is None else [self.unk]

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: GGUF (`gguf`, with its block formats in `blocks`) and Hugging Face `safetensors`."""
+"""Checkpoints in and out: GGUF and its block formats, safetensors, and where models come from."""

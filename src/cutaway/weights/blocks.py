@@ -10,7 +10,7 @@ small integer `q` (the code) per weight and one or two float16 numbers for all o
 The formats are those of ggml (Gerganov and contributors, 2023; `ggml-common.h`, `ggml-quants.c`), decoded and
 encoded here bit for bit as ggml does. `FORMATS` is the table; every `_decode_*` says its layout.
 
-Legend: B blocks, N bytes of a block (or of a field of it), E weights of a block. Bits are counted from the lowest.
+Legend: B blocks, N bytes of a block (or of a field of it), E weights of a block. Bits count from the lowest.
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ class Format:
         return math.prod(shape) // self.elements * self.bytes
 
 
-def dequantize(
-    raw: Tensor, type: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
-) -> Tensor:
+def dequantize(raw: Tensor, type: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights of `shape` stored in `raw`: uint8, any shape, in the format named `type` ("Q4_1").
 
     Raises CutawayError for an unknown format and for a number of bytes that `shape` does not explain.
     """
     form = named(type)
     if raw.numel() != form.nbytes(shape):
-        raise CutawayError(f"a {type} tensor of shape {list(shape)} takes {form.nbytes(shape)} bytes, not {raw.numel()}")
+        expected = form.nbytes(shape)
+        raise CutawayError(f"a {type} tensor of {list(shape)} takes {expected} bytes, not {raw.numel()}")
     out = torch.empty(tuple(shape), dtype=dtype, device=raw.device)
-    return _by_chunks(form.decode, raw.reshape(-1, form.bytes), out, form)
+    _by_chunks(form.decode, raw.reshape(-1, form.bytes), out.view(-1, form.elements))
+    return out
 
 
 def quantize(weights: Tensor, type: str) -> Tensor:
     """`weights` in the format named `type`: uint8, the last dimension now counting bytes.
 
     Raises CutawayError for a format that is unknown or only read, for rows that are not whole blocks, and for
-    numbers the format cannot hold (NaN and infinity in blocks, or a finite number that would become infinite).
+    numbers it cannot hold (NaN and infinity in blocks, or a finite number that would become infinite).
     """
     form = named(type)
     encode = form.encode
@@ -84,7 +84,10 @@ def quantize(weights: Tensor, type: str) -> Tensor:
         raise CutawayError(f"{type} can be read but not written", hint=f"write one of {writable}")
     row = form.nbytes(weights.shape[-1:])
     out = torch.empty((*weights.shape[:-1], row), dtype=torch.uint8, device=weights.device)
-    return _by_chunks(lambda part: encode(part.float()), weights.reshape(-1, form.elements), out, form)
+    _by_chunks(
+        lambda part: encode(part.float()), weights.reshape(-1, form.elements), out.view(-1, form.bytes)
+    )
+    return out
 
 
 def named(type: str) -> Format:
@@ -94,15 +97,14 @@ def named(type: str) -> Format:
     return FORMATS[type]
 
 
-def _by_chunks(convert: Callable[[Tensor], Tensor], blocks: Tensor, out: Tensor, form: Format) -> Tensor:
-    """Fill `out` with `convert` of all `blocks`, a few at a time, so that temporaries never grow with the tensor."""
-    rows, step = out.view(len(blocks), -1), max(1, CHUNK // form.elements)
+def _by_chunks(convert: Callable[[Tensor], Tensor], blocks: Tensor, out: Tensor) -> None:
+    """Fill the rows of `out` with `convert` of those of `blocks`, a few at a time: temporaries stay small."""
+    step = CHUNK // max(blocks.shape[1], out.shape[1])
     for start in range(0, len(blocks), step):
-        rows[start : start + step] = convert(blocks[start : start + step])
-    return out
+        out[start : start + step] = convert(blocks[start : start + step])
 
 
-# ---- bytes, bits and halves -------------------------------------------------------------------------------------
+# ---- bytes, bits and halves --------------------------------------------------------------------------------
 
 
 def _as(dtype: torch.dtype, field_BN: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ def _half(blocks_BN: Tensor, at: int) -> Tensor:
 def _unfold(field_BN: Tensor, bits: int, run: int) -> Tensor:
     """Codes of `bits` bits out of bytes: uint8 [B, N] -> uint8 [B, N·8/bits].
 
-    Every `run` bytes hold 8/bits runs of codes, one above the other, so that one shift and one mask free a run:
+    Every `run` bytes hold 8/bits runs of codes, one above the other; one shift and one mask free a run:
 
         bits 4, run 16      byte   0  1 … 15        codes  0  1 … 15   in the low halves
                                                           16 17 … 31   in the high halves
@@ -138,14 +140,14 @@ def _bytes(numbers_BE: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers rounded to `dtype`, as bytes. Raises CutawayError where a finite number becomes infinite."""
     rounded = numbers_BE.to(dtype)
     if not torch.equal(rounded.isinf(), numbers_BE.isinf()):
-        raise CutawayError(f"a weight is too large for {str(dtype).removeprefix('torch.')}", hint="write F32 or BF16")
+        raise CutawayError(f"a weight is too large for {dtype}", hint="write F32 or BF16")
     return rounded.contiguous().view(torch.uint8)
 
 
 def _scale_bytes(scale_B1: Tensor) -> Tensor:
     """A block's step or minimum as float16 bytes. Raises CutawayError if the block held NaN or infinity."""
     if not scale_B1.isfinite().all():
-        raise CutawayError("a block of weights holds NaN or infinity", hint="mend the tensor, or write it as F32")
+        raise CutawayError("a weight is NaN or infinite", hint="mend the tensor, or write it as F32")
     return _bytes(scale_B1, torch.float16)
 
 
@@ -155,7 +157,7 @@ def _inverse(step_B1: Tensor) -> Tensor:
     return torch.where(inverse.isfinite(), inverse, 0)
 
 
-# ---- plain numbers ----------------------------------------------------------------------------------------------
+# ---- plain numbers -----------------------------------------------------------------------------------------
 
 
 def _decode_f32(blocks: Tensor) -> Tensor:
@@ -173,14 +175,14 @@ def _decode_bf16(blocks: Tensor) -> Tensor:
     return _as(torch.bfloat16, blocks).float()
 
 
-# ---- blocks of 32 -----------------------------------------------------------------------------------------------
+# ---- blocks of 32 ------------------------------------------------------------------------------------------
 
 
 def _decode_q4_0(blocks: Tensor) -> Tensor:
     """Q4_0, 18 bytes for 32 weights, 4.5 bits each: w = d · (q - 8).
 
-        0-1   d    float16
-        2-17  q    4 bits: byte i holds weight i in its low half, weight i + 16 in its high half
+    0-1   d    float16
+    2-17  q    4 bits: byte i holds weight i in its low half, weight i + 16 in its high half
     """
     return (_unfold(blocks[:, 2:], 4, 16).float() - 8).mul_(_half(blocks, 0))
 
@@ -188,9 +190,9 @@ def _decode_q4_0(blocks: Tensor) -> Tensor:
 def _decode_q4_1(blocks: Tensor) -> Tensor:
     """Q4_1, 20 bytes for 32 weights, 5 bits each: w = d · q + m.
 
-        0-1   d    float16
-        2-3   m    float16, the smallest weight of the block
-        4-19  q    4 bits, as in Q4_0
+    0-1   d    float16
+    2-3   m    float16, the smallest weight of the block
+    4-19  q    4 bits, as in Q4_0
     """
     return _unfold(blocks[:, 4:], 4, 16).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
 
@@ -198,9 +200,9 @@ def _decode_q4_1(blocks: Tensor) -> Tensor:
 def _decode_q5_0(blocks: Tensor) -> Tensor:
     """Q5_0, 22 bytes for 32 weights, 5.5 bits each: w = d · (q - 16).
 
-        0-1   d    float16
-        2-5   qh   the fifth bits: bit i (byte i/8) belongs to weight i
-        6-21  ql   the low four bits, as in Q4_0
+    0-1   d    float16
+    2-5   qh   the fifth bits: bit i (byte i/8) belongs to weight i
+    6-21  ql   the low four bits, as in Q4_0
     """
     return (_five_bits(blocks[:, 2:]).float() - 16).mul_(_half(blocks, 0))
 
@@ -208,10 +210,10 @@ def _decode_q5_0(blocks: Tensor) -> Tensor:
 def _decode_q5_1(blocks: Tensor) -> Tensor:
     """Q5_1, 24 bytes for 32 weights, 6 bits each: w = d · q + m.
 
-        0-1   d    float16
-        2-3   m    float16, the smallest weight of the block
-        4-7   qh   the fifth bits, as in Q5_0
-        8-23  ql   the low four bits, as in Q4_0
+    0-1   d    float16
+    2-3   m    float16, the smallest weight of the block
+    4-7   qh   the fifth bits, as in Q5_0
+    8-23  ql   the low four bits, as in Q4_0
     """
     return _five_bits(blocks[:, 4:]).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
 
@@ -219,14 +221,14 @@ def _decode_q5_1(blocks: Tensor) -> Tensor:
 def _decode_q8_0(blocks: Tensor) -> Tensor:
     """Q8_0, 34 bytes for 32 weights, 8.5 bits each: w = d · q.
 
-        0-1   d    float16
-        2-33  q    int8
+    0-1   d    float16
+    2-33  q    int8
     """
     return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks, 0))
 
 
 def _five_bits(field: Tensor) -> Tensor:
-    """The codes of Q5_0 and Q5_1: four bytes of fifth bits, then sixteen of low bits. uint8 [B, 20] -> [B, 32]."""
+    """The codes of Q5_0 and Q5_1: four bytes of fifth bits, then sixteen of low. uint8 [B, 20] -> [B, 32]."""
     return _unfold(field[:, 4:], 4, 16) | (_unfold(field[:, :4], 1, 1) << 4)
 
 
@@ -262,8 +264,8 @@ def _encode_q8_0(weights: Tensor) -> Tensor:
 def _symmetric(weights: Tensor, center: int) -> tuple[Tensor, Tensor]:
     """Step and codes of w = d · (q - center), 0 <= q < 2 · center.
 
-    Codes reach from -center to center - 1, one further down than up; the weight largest in size, whatever its sign,
-    is given the far end -center, so d is negative where that weight is positive.
+    Codes reach from -center to center - 1, one further down than up; the weight largest in size is given
+    the far end -center whatever its sign, so d is negative where that weight is positive.
     """
     extreme = weights.gather(1, weights.abs().argmax(1, keepdim=True))
     step = extreme / -center
@@ -279,16 +281,16 @@ def _affine(weights: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     return step, least, codes.to(torch.uint8)
 
 
-# ---- super-blocks of 256 ----------------------------------------------------------------------------------------
+# ---- super-blocks of 256 -----------------------------------------------------------------------------------
 
 
 def _decode_q4_k(blocks: Tensor) -> Tensor:
     """Q4_K, 144 bytes for 256 weights, 4.5 bits each: w = (d · s) · q - (dmin · m), with s, m per 32 weights.
 
-        0-1     d     float16, step of the steps
-        2-3     dmin  float16, step of the minima
-        4-15    s, m  6 bits each for 8 sub-blocks, see `_six_bits`
-        16-143  q     4 bits: every 32 bytes hold one sub-block in their low, the next in their high halves
+    0-1     d     float16, step of the steps
+    2-3     dmin  float16, step of the minima
+    4-15    s, m  6 bits each for 8 sub-blocks, see `_six_bits`
+    16-143  q     4 bits: every 32 bytes hold one sub-block in their low, the next in their high halves
     """
     return _sub_blocks(_unfold(blocks[:, 16:], 4, 32), blocks)
 
@@ -296,9 +298,9 @@ def _decode_q4_k(blocks: Tensor) -> Tensor:
 def _decode_q5_k(blocks: Tensor) -> Tensor:
     """Q5_K, 176 bytes for 256 weights, 5.5 bits each: w = (d · s) · q - (dmin · m), with s, m per 32 weights.
 
-        0-15    d, dmin, s, m   as in Q4_K
-        16-47   qh    the fifth bits: bit j of byte i belongs to weight i of sub-block j
-        48-175  ql    the low four bits, as in Q4_K
+    0-15    d, dmin, s, m   as in Q4_K
+    16-47   qh    the fifth bits: bit j of byte i belongs to weight i of sub-block j
+    48-175  ql    the low four bits, as in Q4_K
     """
     return _sub_blocks(_unfold(blocks[:, 48:], 4, 32) | (_unfold(blocks[:, 16:48], 1, 32) << 4), blocks)
 
@@ -306,10 +308,10 @@ def _decode_q5_k(blocks: Tensor) -> Tensor:
 def _decode_q6_k(blocks: Tensor) -> Tensor:
     """Q6_K, 210 bytes for 256 weights, 6.5625 bits each: w = (d · s) · (q - 32), with s per 16 weights.
 
-        0-127    ql   the low four bits: every 64 bytes hold 64 weights in their low, the next 64 in their high halves
-        128-191  qh   the high two bits: every 32 bytes hold four runs of 32 weights, lowest bits first
-        192-207  s    int8, 16 of them
-        208-209  d    float16
+    0-127    ql   the low four bits: every 64 bytes hold 64 weights in their low, 64 in their high halves
+    128-191  qh   the high two bits: every 32 bytes hold four runs of 32 weights, lowest bits first
+    192-207  s    int8, 16 of them
+    208-209  d    float16
     """
     codes = _unfold(blocks[:, :128], 4, 64) | (_unfold(blocks[:, 128:192], 2, 32) << 4)
     steps = _half(blocks, 208) * _as(torch.int8, blocks[:, 192:208]).float()
@@ -326,10 +328,10 @@ def _sub_blocks(codes: Tensor, blocks: Tensor) -> Tensor:
 def _six_bits(field: Tensor) -> tuple[Tensor, Tensor]:
     """Eight 6-bit scales s and minima m out of 12 bytes: uint8 [B, 12] -> two float32 [B, 8].
 
-        bytes     bits 0-3        bits 4-5        bits 6-7
-        0-3       s0 … s3, whole                  s4 … s7, high two bits
-        4-7       m0 … m3, whole                  m4 … m7, high two bits
-        8-11      low four bits of s4 … s7, and above them those of m4 … m7
+    bytes     bits 0-3        bits 4-5        bits 6-7
+    0-3       s0 … s3, whole                  s4 … s7, high two bits
+    4-7       m0 … m3, whole                  m4 … m7, high two bits
+    8-11      low four bits of s4 … s7, and above them those of m4 … m7
     """
     first, second, rest = field[:, :4], field[:, 4:8], field[:, 8:]
     scales = torch.cat([first & 63, (rest & 15) | ((first >> 6) << 4)], 1)

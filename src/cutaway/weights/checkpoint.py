@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +30,16 @@ from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import gguf, safetensors, sources
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 ROPE_FACTORS = "rope_freqs.weight"
+DAMAGED = "the file is damaged"
+
+Each = Callable[[int, int], None]
+"""Called with how many tensors are done and how many there are."""
+
+
+def silent(done: int, total: int) -> None:
+    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,11 @@ class Checkpoint:
 
     @cached_property
     def bindings(self) -> dict[str, Row]:
-        """The row behind each of our parameters. Errors: tensors that the file lacks or the family does not know."""
-        wanted = set(build(self.spec, "meta").state_dict())
-        rows = [r for r in rows_of(self.rows, len(self.spec.layers)) if set(r.ours) <= wanted]
-        rows = [r._replace(theirs=self._stored_name(r.theirs)) for r in rows]
-        known = {r.theirs for r in rows}
+        """The row behind each of our parameters. Errors: tensors that are missing, or that are too many."""
+        every = list(rows_of(self.rows, len(self.spec.layers)))
+        wanted = [r for r in every if all(ours in self._shapes for ours in r.ours)]
+        rows = [r._replace(theirs=self._stored_name(r.theirs)) for r in wanted]
+        known = {r.theirs for r in rows} | self._spare(every)
         unknown = [n for n in self.shapes if n not in known and not self._ignored(n)]
         if unknown:
             raise CutawayError(
@@ -66,10 +75,23 @@ class Checkpoint:
             )
         return {ours: row for row in rows for ours in row.ours}
 
-    def model(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder | Encoder:
-        """The model with its weights. Errors: a tensor that is missing or of the wrong shape, by name."""
+    def model(
+        self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", each: Each = silent
+    ) -> Decoder | Encoder:
+        """The model with its weights. Errors: a tensor that is missing or of the wrong shape, by name.
+
+        each: called after every tensor with how many are read and how many there are.
+        """
+        rows = list(dict.fromkeys(self.bindings.values()))
+        missing = sorted(set(self._shapes) - set(self.bindings))
+        if missing:
+            raise CutawayError(f"no tensor for {', '.join(missing[:3])}", f"family {self.family.name}")
+        state: dict[str, Tensor] = {}
+        for i, row in enumerate(rows):
+            for ours, part in self._parts(row):
+                state[ours] = part.to(device, dtype).requires_grad_(True)
+            each(i + 1, len(rows))
         model = build(self.spec, "meta")
-        state = dict(self._tensors(dtype, device, {k: v.shape for k, v in model.state_dict().items()}))
         model.load_state_dict(state, assign=True)
         return model.eval()
 
@@ -77,18 +99,34 @@ class Checkpoint:
         """The type on disk of the tensor behind one of our parameters."""
         return self.stored[self.bindings[ours].theirs]
 
-    def _tensors(
-        self, dtype: torch.dtype, device: str | torch.device, shapes: Mapping[str, torch.Size]
-    ) -> Iterator[tuple[str, Tensor]]:
-        missing = set(shapes) - set(self.bindings)
-        if missing:
-            raise CutawayError(f"no tensor for {', '.join(sorted(missing)[:3])}", f"family {self.family.name}")
-        for row in dict.fromkeys(self.bindings.values()):
-            theirs = self.read(row.theirs)
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Our parameters and their shapes."""
+        try:
+            return {name: tuple(t.shape) for name, t in build(self.spec, "meta").state_dict().items()}
+        except RuntimeError:  # sizes whose product overflows
+            raise CutawayError("describes an absurdly large model", str(self.path), DAMAGED) from None
+
+    def _parts(self, row: Row) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors from one of theirs, shapes checked."""
+        theirs, expected = self.read(row.theirs), [self._shapes[ours] for ours in row.ours]
+        try:
             parts = (theirs,) if row.via is None else row.via.load(theirs, self.spec)
-            for ours, part in zip(row.ours, parts, strict=True):
-                self._check_shape(row.theirs, tuple(part.shape), tuple(shapes[ours]))
-                yield ours, part.to(device, dtype).requires_grad_(True)
+        except (RuntimeError, CutawayError):  # the rows of a head, or a fused matrix, do not come out even
+            parts = ()
+        if [tuple(part.shape) for part in parts] != expected:
+            shapes = " and ".join(str(list(shape)) for shape in expected)
+            raise CutawayError(
+                f"tensor {row.theirs!r} of shape {list(theirs.shape)} does not give {shapes}",
+                str(self.path),
+                "configuration and weights do not belong together",
+            )
+        yield from zip(row.ours, parts, strict=True)
+
+    def _spare(self, rows: list[Row]) -> set[str]:
+        """A head that is stored although it is tied: the embedding's copy."""
+        tied = self.spec.head is not None and self.spec.head.tied
+        return {row.theirs for row in rows if tied and row.ours == ("head.weight",)}
 
     def _stored_name(self, canonical: str) -> str:
         """The name in this file: base-model checkpoints leave out the family's prefix."""
@@ -100,14 +138,6 @@ class Checkpoint:
 
     def _ignored(self, name: str) -> bool:
         return name == ROPE_FACTORS or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
-
-    def _check_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-        if found != expected:
-            raise CutawayError(
-                f"tensor {name!r} gives shape {list(found)}, its configuration asks for {list(expected)}",
-                str(self.path),
-                "configuration and weights do not belong together",
-            )
 
 
 @dataclass(frozen=True)
@@ -125,8 +155,8 @@ def load(source: str, dtype: str = "float32", device: str = "cpu") -> Loaded:
     if dtype not in DTYPES:
         raise CutawayError(f"unknown dtype {dtype!r}", "dtype", f"known: {', '.join(DTYPES)}")
     checkpoint = open_checkpoint(sources.resolve(source))
-    model = checkpoint.model(DTYPES[dtype], device)
-    return Loaded(display_name(source), model, checkpoint.read_tokenizer(), checkpoint)
+    tokenizer = checkpoint.read_tokenizer()  # first: it is what a folder lacks most often, and it is quick
+    return Loaded(display_name(source), checkpoint.model(DTYPES[dtype], device), tokenizer, checkpoint)
 
 
 def display_name(source: str) -> str:
@@ -135,18 +165,22 @@ def display_name(source: str) -> str:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read headers and configuration only. Errors: no such file, unknown format, unknown architecture, bad config."""
+    """Read headers and configuration only.
+
+    Errors: no such file, unknown format, unknown architecture, bad configuration.
+    """
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
         if (path / "config.json").exists():
             return _open_directory(path)
         if len(ggufs) == 1:
             return _open_gguf(ggufs[0])
-        raise CutawayError("holds neither config.json nor a single .gguf", str(path), "name a model directory or file")
+        found = f"{len(ggufs)} .gguf files" if ggufs else "no .gguf"
+        raise CutawayError(f"holds no config.json and {found}", str(path), "name a model directory or a file")
     if not path.exists():
         raise CutawayError("no such file", str(path), "check the path, or `cutaway models` for names")
     if path.suffix != ".gguf":
-        raise CutawayError("is not a .gguf file", str(path), "for safetensors name the directory with config.json")
+        raise CutawayError("is not a .gguf file", str(path), "for safetensors name the directory")
     return _open_gguf(path)
 
 
@@ -154,10 +188,7 @@ def _open_gguf(path: Path) -> Checkpoint:
     file = gguf.read(path)
     family = family_of_gguf(str(file.metadata.get("general.architecture", "")), str(path))
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    config = _located(path, lambda: config_of_gguf(family, file.metadata, shapes))
-    if ROPE_FACTORS in shapes:
-        dim = int(file.metadata[f"{family.gguf}.rope.dimension_count"])
-        config |= scaling_of_factors(file.load(ROPE_FACTORS), float(config["rope_theta"]), dim)
+    config = _located(path, lambda: _gguf_config(file, family, shapes))
     return Checkpoint(
         path=path,
         family=family,
@@ -171,9 +202,22 @@ def _open_gguf(path: Path) -> Checkpoint:
     )
 
 
+def _gguf_config(file: gguf.GGUF, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """What config.json would say. GGUF keeps float32: 9.9999997e-06 becomes the 1e-05 that was meant."""
+    config = config_of_gguf(family, file.metadata, shapes)
+    config = {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
+    for key in (f"{family.gguf}.rope.scaling.type", f"{family.gguf}.rope.scale_linear"):
+        if file.metadata.get(key, "none") not in ("none", 1.0):
+            raise CutawayError(f"{key} = {file.metadata[key]!r} is not implemented", hint="use its safetensors")
+    if ROPE_FACTORS in shapes:
+        dim = int(file.metadata[f"{family.gguf}.rope.dimension_count"])
+        config |= scaling_of_factors(file.load(ROPE_FACTORS), float(config["rope_theta"]), dim)
+    return config
+
+
 def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
-    family = family_of_architecture(config.get("architectures") or [], str(path / "config.json"))
+    family = family_of_architecture(_architectures(config, path / "config.json"), str(path / "config.json"))
     tensors = safetensors.read(path)
     if family.name == "bert":
         dense = any(name.endswith("pooler.dense.weight") for name in tensors.shapes)
@@ -191,13 +235,21 @@ def _open_directory(path: Path) -> Checkpoint:
     )
 
 
+def _architectures(config: Mapping[str, Any], where: Path) -> list[str]:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        what = f"architectures should be a list of class names, not {names!r:.80}"
+        raise CutawayError(what, str(where), "name the model's class, as transformers does")
+    return names
+
+
 def _pooling(path: Path) -> dict[str, Any]:
     """What sentence-transformers keeps beside the weights; the mean, normalized, where it says nothing."""
     pooling, modules = path / "1_Pooling" / "config.json", path / "modules.json"
     if not pooling.exists():
         return {"kind": "mean", "normalize": True}
-    modes = read_json(pooling)
-    kinds = [kind for kind, key in [("mean", "mean_tokens"), ("cls", "cls_token")] if modes.get(f"pooling_mode_{key}")]
+    modes, known = read_json(pooling), {"mean": "mean_tokens", "cls": "cls_token"}
+    kinds = [kind for kind, key in known.items() if modes.get(f"pooling_mode_{key}")]
     if len(kinds) != 1:
         raise CutawayError("names a pooling other than mean or cls", str(pooling), "it is not implemented")
     steps = json.loads(modules.read_text()) if modules.exists() else []
@@ -209,17 +261,17 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CutawayError(f"cannot be read: {error}", str(path), "the file is damaged") from None
+        raise CutawayError(f"cannot be read: {error}", str(path), DAMAGED) from None
     if not isinstance(value, dict):
-        raise CutawayError("is not a JSON object", str(path), "the file is damaged")
+        raise CutawayError("is not a JSON object", str(path), DAMAGED)
     return value
 
 
 def _located(path: Path, read: Callable[[], Any]) -> Any:
-    """Say in which file a configuration is wrong; a missing or oddly typed key is a fault of the file, not ours."""
+    """Say in which file a configuration is wrong; a missing or odd key is a fault of the file, not ours."""
     try:
         return read()
     except CutawayError as error:
         raise CutawayError(f"{error.where}: {error.what}".strip(": "), str(path), error.hint) from None
     except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise CutawayError(f"has a bad configuration: {error!r}", str(path), "the file is damaged") from None
+        raise CutawayError(f"has a bad configuration: {error!r}", str(path), DAMAGED) from None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,98 +18,179 @@ from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.llama import rope_factors
-from cutaway.models.families.table import Row, config_of, gguf_of_config, rows_of
+from cutaway.models.families.table import (
+    Family,
+    Row,
+    config_of,
+    config_of_gguf,
+    gguf_of_config,
+    rows_of,
+    spec_of,
+)
 from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import blocks, gguf, safetensors
+from cutaway.weights.checkpoint import Each, silent
 
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 # llama.cpp's number for a file that is mostly of one type (`general.file_type`).
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
+GGUF_TYPES = tuple(FILE_TYPES)
+EXACT = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows as float32
 
 
-def save_directory(model: Decoder | Encoder, tokenizer: Tokenizer, path: Path, dtype: torch.dtype) -> None:
-    """config.json, safetensors and tokenizer files that transformers loads unchanged. Written whole or not at all."""
+def save_directory(
+    model: Decoder | Encoder, tokenizer: Tokenizer, path: Path, dtype: torch.dtype, each: Each = silent
+) -> None:
+    """config.json, safetensors and tokenizer files that transformers loads unchanged, whole or not at all.
+
+    each: called after every tensor. Errors: a spec that the family's configuration cannot express.
+    """
     family = FAMILIES[model.spec.family]
-    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch."), **_token_ids(tokenizer)}
+    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")} | _token_ids(
+        tokenizer
+    )
     pooling = config.pop("cutaway_pooling", None)
-    tensors = {row.theirs: tensor().to(dtype).contiguous() for row, tensor in _foreign(model, family.rows)}
+    rows, state = _rows(family.rows, model), model.state_dict()
     with atomic(path) as folder:
         folder.mkdir()
-        safetensors.write(folder, tensors)
+        safetensors.write(folder, _converted(rows, state, model.spec, dtype, each))
         _write_json(folder / "config.json", config)
         if pooling:
             _save_pooling(folder, model.spec, pooling)
+        else:
+            _write_json(folder / "generation_config.json", _generation(tokenizer))
         tokenizer.save(folder)
 
 
-def save_gguf(model: Decoder | Encoder, tokenizer: Tokenizer, path: Path, kind: str, name: str = "") -> None:
-    """A GGUF file whose matrices are of type `kind`; vectors, and rows that blocks do not divide, stay as F32 or F16."""
+def save_gguf(
+    model: Decoder | Encoder,
+    tokenizer: Tokenizer,
+    path: Path,
+    kind: str,
+    *,
+    name: str = "",
+    each: Each = silent,
+) -> None:
+    """A GGUF file whose matrices are of type `kind`; vectors are F32, and so are rows no block divides F16.
+
+    each: called after every tensor. Errors: an unknown type, a spec or a tokenizer that GGUF cannot express.
+    """
     if kind not in GGUF_TYPES:
         raise CutawayError(f"cannot write type {kind!r}", "type", f"known: {', '.join(GGUF_TYPES)}")
     family, spec = FAMILIES[model.spec.family], model.spec
-    metadata = {
-        **gguf_of_config(family, config_of(family, spec), spec),
-        "general.name": name or path.stem,
-        "general.file_type": FILE_TYPES[kind],
-        "general.quantization_version": 2,
-        **tokenizer.to_gguf(),
-    }
+    rows, state = _rows(family.gguf_rows, model), model.state_dict()
+    light = {ours: tensor.to("meta") for ours, tensor in state.items()}
+    shapes = {row.theirs: tuple(_theirs(row, light, spec).shape) for row in rows}
+    metadata = gguf_of_config(family, config_of(family, spec), spec)
+    _check_expressed(family, spec, metadata, shapes)
+
+    def source(i: int) -> Tensor:
+        each(i + 1, len(rows))
+        return _theirs(rows[i], state, spec).float()
+
     entries = [
-        (row.theirs, *_shape_and_type(tensor(), kind), partial(_as_float32, tensor))
-        for row, tensor in _foreign(model, family.gguf_rows)
+        (row.theirs, shapes[row.theirs], _type(row.theirs, shapes[row.theirs], kind), partial(source, i))
+        for i, row in enumerate(rows)
     ]
-    gguf.write(path, metadata, [*entries, *_rope_tensor(spec)])
+    general = {"general.name": name or path.stem, "general.file_type": FILE_TYPES[kind]}
+    general |= {"general.type": "model", "general.quantization_version": 2}
+    gguf.write(
+        path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *_rope_tensor(spec)]
+    )
 
 
-def _as_float32(tensor: Any) -> Tensor:
-    return tensor().detach().float()
+def _rows(rows: tuple[Row, ...], model: Decoder | Encoder) -> list[Row]:
+    """Those rows of a table whose parameters the model has."""
+    names = model.state_dict().keys()
+    return [row for row in rows_of(rows, len(model.spec.layers)) if set(row.ours) <= names]
 
 
-def _foreign(model: Decoder | Encoder, rows: tuple[Row, ...]) -> Iterator[tuple[Row, Any]]:
-    """(row, function that makes their tensor) for every row whose parameters the model has."""
-    state = model.state_dict()
-    for row in rows_of(rows, len(model.spec.layers)):
-        if all(ours in state for ours in row.ours):
-            yield row, partial(_save_row, row, tuple(state[ours] for ours in row.ours), model.spec)
-
-
-def _save_row(row: Row, parts: tuple[Tensor, ...], spec: Spec) -> Tensor:
+def _theirs(row: Row, state: Mapping[str, Tensor], spec: Spec) -> Tensor:
+    parts = tuple(state[ours] for ours in row.ours)
     return parts[0] if row.via is None else row.via.save(parts, spec)
 
 
-def _shape_and_type(tensor: Tensor, kind: str) -> tuple[tuple[int, ...], str]:
-    if tensor.dim() < 2:
-        return tuple(tensor.shape), "F32"
-    fits = tensor.shape[-1] % blocks.FORMATS[kind].elements == 0
-    return tuple(tensor.shape), kind if fits else "F16"
+def _converted(
+    rows: list[Row], state: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype, each: Each
+) -> Iterator[tuple[str, Tensor]]:
+    for i, row in enumerate(rows):
+        wide = _theirs(row, state, spec)
+        narrow = wide.to(dtype).contiguous()
+        if not torch.equal(wide.isinf(), narrow.isinf()):
+            raise CutawayError(f"a weight is too large for {dtype}", row.theirs, "write F32 or BF16")
+        yield row.theirs, narrow
+        each(i + 1, len(rows))
 
 
-def _rope_tensor(spec: Spec) -> list[tuple[str, tuple[int, ...], str, Tensor]]:
-    """llama.cpp reads Llama 3's scaling from a tensor of factors."""
-    a = spec.layers[0].attention
-    if a.rope is None or a.rope.scaling is None:
+def _type(name: str, shape: tuple[int, ...], kind: str) -> str:
+    if len(shape) < 2 or name in EXACT:
+        return "F32"
+    return kind if shape[-1] % blocks.FORMATS[kind].elements == 0 else "F16"
+
+
+def _check_expressed(
+    family: Family, spec: Spec, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse to write what would be read as another architecture. Scaling is kept in a tensor, see below."""
+    back = spec_of(family, config_of_gguf(family, metadata, shapes))
+    ours, theirs = _comparable(spec.to_dict()), _comparable(back.to_dict())
+    wrong = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    if wrong:
+        what = f"GGUF cannot express {wrong[0]} = {ours.get(wrong[0])} of a {family.name} model"
+        raise CutawayError(what, "GGUF", "write safetensors")
+
+
+def _comparable(nested: Any, path: str = "") -> dict[str, Any]:
+    """A spec's leaves by path; floats as GGUF keeps them, without what it keeps elsewhere or not at all."""
+    if isinstance(nested, float):
+        return {path: float(np.float32(nested))}
+    if not isinstance(nested, dict | list | tuple):
+        return {path: nested}
+    items = nested.items() if isinstance(nested, dict) else list(enumerate(nested))
+    kept = [(f"{path}.{key}".lstrip("."), value) for key, value in items if key not in ("scaling", "dense")]
+    return {leaf: found for at, value in kept for leaf, found in _comparable(value, at).items()}
+
+
+def _rope_tensor(spec: Spec) -> list[gguf.Entry]:
+    """llama.cpp reads Llama 3's scaling from a tensor of factors. Errors: any other scaling."""
+    ropes = {(layer.attention.rope, layer.attention.head_dim) for layer in spec.layers}
+    scaled = [(rope, width, rope.scaling.kind) for rope, width in ropes if rope and rope.scaling]
+    if not scaled:
         return []
-    if a.rope.scaling.kind != "llama3":
-        raise CutawayError(f"rope scaling {a.rope.scaling.kind!r} cannot be written", "GGUF", "write safetensors")
-    factors = rope_factors(a.rope, a.head_dim)
+    rope, width, kind = scaled[0]
+    if len(ropes) > 1 or kind != "llama3":
+        raise CutawayError("this kind of rope scaling cannot be written", "GGUF", "write safetensors")
+    factors = rope_factors(rope, width)
     return [("rope_freqs.weight", tuple(factors.shape), "F32", factors)]
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    return {key: value for key, value in ids.items() if value is not None}
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    return {f"{role}_token_id": id for role, id in ids.items() if id is not None}
+
+
+def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What transformers' `generate` goes by: every token that ends a reply."""
+    return {**_token_ids(tokenizer), "eos_token_id": sorted(tokenizer.stop_ids)}
 
 
 def _save_pooling(folder: Path, spec: Spec, pooling: dict[str, Any]) -> None:
     """The files by which sentence-transformers knows how to make a vector of the hidden states."""
-    modules = ["Transformer", "Pooling", *(["Normalize"] if pooling["normalize"] else [])]
-    paths = ["", "1_Pooling", "2_Normalize"]
-    kinds = [f"sentence_transformers.models.{name}" for name in modules]
-    steps = [{"idx": i, "name": str(i), "path": p, "type": k} for i, (p, k) in enumerate(zip(paths, kinds, strict=False))]
+    names = ("Transformer", "Pooling", "Normalize")[: 3 if pooling["normalize"] else 2]
+    steps = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{name}" if i else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for i, name in enumerate(names)
+    ]
     (folder / "1_Pooling").mkdir()
     (folder / "modules.json").write_text(json.dumps(steps, indent=2))
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": spec.context, "do_lower_case": False})
+    _write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": spec.context, "do_lower_case": False}
+    )
     _write_json(
         folder / "1_Pooling" / "config.json",
         {

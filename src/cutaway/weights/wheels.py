@@ -178,7 +178,6 @@ def _only_wheel(folder: Path, requirement: str) -> Path:
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise CutawayError(f"pip brought {len(wheels)} wheels where one was expected", requirement)
-    _opened(wheels[0]).close()
     return wheels[0]
 
 

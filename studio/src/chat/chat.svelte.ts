@@ -43,7 +43,7 @@ class Chat {
     saveConversation(conversation);
   }
 
-  send(text: string, parent = this.current.path.at(-1)): Promise<void> {
+  send(text: string, parent: Turn | null = this.current.path.at(-1) ?? null): Promise<void> {
     const turn = this.current.add(new Turn("user", parent?.id ?? null));
     turn.written = text;
     this.save();
@@ -52,7 +52,7 @@ class Chat {
 
   /** Another version of a user's message, beside the first. */
   edit(turn: Turn, text: string): Promise<void> {
-    return this.send(text, this.current.parentOf(turn));
+    return this.send(text, this.current.parentOf(turn) ?? null);
   }
 
   regenerate(turn: Turn): Promise<void> {
@@ -62,7 +62,7 @@ class Chat {
   /** Cuts a reply before token `index`, puts `alternative` there and lets the model go on. */
   branch({ turn, index }: Place, alternative: Alternative): Promise<void> {
     const token = turn.tokens[index]!;
-    const rank = 1 + token.alternatives.filter((other) => other.probability > alternative.probability).length;
+    const rank = token.alternatives.filter((other) => other.probability > alternative.probability).length;
     const { id, text, display, probability } = alternative;
     const kept = [...turn.tokens.slice(0, index), { ...token, id, text, display, probability, rank, forced: true }];
     return this.reply(this.current.parentOf(turn)!, kept, turn.model);
@@ -99,7 +99,7 @@ class Chat {
 function take(turn: Turn, event: GenerateEvent): void {
   if (event.type === "prompt") turn.prompt = event.tokens;
   else if (event.type === "token") turn.tokens = [...turn.tokens, event];
-  else Object.assign(turn, { finish: event.finish_reason, usage: event.usage, timing: event.timing });
+  else Object.assign(turn, { finish: event.finish_reason, timing: event.timing });
 }
 
 export const chat = new Chat();

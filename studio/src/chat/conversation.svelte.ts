@@ -5,7 +5,7 @@
  *           └─ reply ── user    message all do the same: they add a sibling and choose it
  */
 
-import type { Message, TextToken, Timing, Token, Usage } from "../api";
+import type { Message, TextToken, Timing, Token } from "../api";
 
 /** forced: put there by the reader, not drawn by the sampler. */
 export interface ReplyToken extends Token {
@@ -28,7 +28,6 @@ export class Turn {
   tokens = $state.raw<ReplyToken[]>([]);
   prompt = $state.raw<TextToken[]>([]);
   finish = $state<Finish | null>(null);
-  usage = $state.raw<Usage | null>(null);
   timing = $state.raw<Timing | null>(null);
   error = $state.raw<Error | null>(null);
 

@@ -14,7 +14,7 @@ const CUTS: (Cut | null)[] = [null, "top_k", "top_p", "min_p"];
 type PackedAlternative = [number, string, string | 0, number, number, number];
 type PackedToken = [number, string, string | 0, number, number, number, number, 0 | 1, PackedAlternative[]];
 
-interface StoredTurn extends Pick<Turn, "id" | "role" | "parent" | "model" | "written" | "finish" | "usage" | "timing"> {
+interface StoredTurn extends Pick<Turn, "id" | "role" | "parent" | "model" | "written" | "finish" | "timing"> {
   tokens: PackedToken[];
   prompt: [number, string][];
 }
@@ -48,8 +48,8 @@ function pack(conversation: Conversation): Stored {
   const { id, system, updated, chosen, turns } = conversation;
   return {
     id, system, updated, chosen,
-    turns: turns.map(({ id, role, parent, model, written, finish, usage, timing, tokens, prompt }) => ({
-      id, role, parent, model, written, finish, usage, timing,
+    turns: turns.map(({ id, role, parent, model, written, finish, timing, tokens, prompt }) => ({
+      id, role, parent, model, written, finish, timing,
       tokens: tokens.map(packToken),
       prompt: prompt.map((token) => [token.id, token.display ?? token.text]),
     })),

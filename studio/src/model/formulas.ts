@@ -1,10 +1,17 @@
-/** What each kind of module computes, as it is written in papers. Small HTML: only i, sub, sup and entities. */
+/** What each kind of module computes, as it is written in papers. Small HTML: only i, sub, sup, br and entities. */
 
 import type { Module } from "../api";
 import type { Key } from "../i18n";
 
 const activation = (module: Module): string => String(module.detail.activation ?? "act").replace("_tanh", "");
 const gated = (module: Module): boolean => Boolean(module.detail.gated ?? module.children.length > 2);
+
+/** What the residual stream becomes, by the placement of the norms. */
+const SUBLAYER: Record<string, (body: string) => string> = {
+  pre: (body) => `<i>x</i> ← <i>x</i> + ${body}(norm(<i>x</i>))`,
+  sandwich: (body) => `<i>x</i> ← <i>x</i> + norm(${body}(norm(<i>x</i>)))`,
+  post: (body) => `<i>x</i> ← norm(<i>x</i> + ${body}(<i>x</i>))`,
+};
 
 const FORMULAS: Record<string, (module: Module) => string> = {
   RMSNorm: () => "<i>y</i> = <i>x</i> / √(mean(<i>x</i>²) + ε) · <i>w</i>",
@@ -17,10 +24,7 @@ const FORMULAS: Record<string, (module: Module) => string> = {
   Linear: (m) => (m.tensors.length > 1 ? "<i>y</i> = <i>W x</i> + <i>b</i>" : "<i>y</i> = <i>W x</i>"),
   Embedding: () => "<i>y</i> = <i>E</i>[token]",
   Rope: () => "(<i>a</i>, <i>b</i>) ↦ (<i>a</i> cos θ − <i>b</i> sin θ, <i>b</i> cos θ + <i>a</i> sin θ), θ = <i>p</i> · base<sup>−2<i>j</i>/<i>d</i></sup>",
-  Block: (m) =>
-    m.children[0]?.kind.endsWith("Norm")
-      ? "<i>x</i> ← <i>x</i> + attention(norm(<i>x</i>));&ensp;<i>x</i> ← <i>x</i> + ffn(norm(<i>x</i>))"
-      : "<i>x</i> ← norm(<i>x</i> + attention(<i>x</i>));&ensp;<i>x</i> ← norm(<i>x</i> + ffn(<i>x</i>))",
+  Block: (m) => ["attention", "ffn"].map(SUBLAYER[String(m.detail.placement ?? "pre")] ?? SUBLAYER.pre!).join("<br>"),
 };
 
 export const formula = (module: Module): string | undefined => FORMULAS[module.kind]?.(module);

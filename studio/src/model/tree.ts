@@ -25,7 +25,7 @@ export function signature(module: Module): string {
   return JSON.stringify([module.kind, module.detail, shapes, module.children.map(signature)]);
 }
 
-/** One branch off the residual stream. outside: the last norm sits on the stream itself, after the addition. */
+/** One branch off the residual stream. outside: the norm after it sits on the stream itself, behind the addition. */
 export interface Unit {
   before: Module | null;
   body: Module;
@@ -34,22 +34,22 @@ export interface Unit {
 }
 
 /**
- * The branches of a block, told from the order of its children:
+ * The branches of a block, by its norms' placement:
  *
- *     norm body norm body              before each body (Llama)
- *     norm body norm norm body norm    around each body (Gemma)
- *     body norm body norm              on the stream, after each addition (BERT)
+ *     pre        x + body(norm(x))          Llama
+ *     sandwich   x + norm(body(norm(x)))    Gemma
+ *     post       norm(x + body(x))          BERT
  */
 export function units(block: Module): Unit[] {
-  const { children } = block;
-  const outside = children.length > 0 && !isNorm(children[0]!);
-  const norm = (module: Module | undefined) => (module && isNorm(module) ? module : null);
-  return children.flatMap((body, i) => {
-    if (isNorm(body)) return [];
-    const after = norm(children[i + 1]);
-    const belongsToNext = !outside && children[i + 2] && !isNorm(children[i + 2]!);
-    return [{ before: outside ? null : norm(children[i - 1]), body, after: belongsToNext ? null : after, outside }];
-  });
+  const child = (name: string) => block.children.find((other) => other.name === name) ?? null;
+  const outside = block.detail.placement === "post";
+  return block.children
+    .filter((body) => !isNorm(body))
+    .map((body) => {
+      const norm = child(`${body.name}_norm`);
+      const after = outside ? norm : child(`${body.name}_post_norm`);
+      return { before: outside ? null : norm, body, after, outside };
+    });
 }
 
 export type Measure = "parameters" | "bytes" | "flops_per_token";
@@ -66,9 +66,10 @@ export function parts(tree: Module, measure: Measure): Part[] {
   const visit = (module: Module) => {
     const own = module[measure] - module.children.reduce((sum, child) => sum + child[measure], 0);
     const path = module.id.split(".").filter((piece) => piece && piece !== "layers" && !/^\d+$/.test(piece));
-    const [group = module.name, ...rest] = path;
-    const part = sums.get(path.join(".")) ?? { group, name: rest.join(".") || group, value: 0 };
-    sums.set(path.join("."), { ...part, value: part.value + own });
+    const [first = module.name, ...rest] = path;
+    const group = isNorm(module) ? "norms" : first;
+    const name = (isNorm(module) ? path : rest).join(".") || first;
+    sums.set(path.join("."), { group, name, value: (sums.get(path.join("."))?.value ?? 0) + own });
     module.children.forEach(visit);
   };
   visit(tree);

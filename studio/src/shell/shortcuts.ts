@@ -30,6 +30,7 @@ export const SHORTCUTS: { title: Key; keys: [string[], Key][] }[] = [
       [["Enter"], "keys.tokens.enter"],
       [["↑", "↓"], "keys.alternatives.move"],
       [["Enter"], "keys.alternatives.branch"],
+      [["Esc"], "keys.alternatives.back"],
     ],
   },
 ];

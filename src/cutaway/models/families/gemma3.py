@@ -6,7 +6,7 @@ sliding window and fast rotation for each layer that sees everything and turns s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cutaway.errors import CutawayError
@@ -15,6 +15,7 @@ from cutaway.models.families.qwen3 import QK_NORM_GGUF_ROWS, QK_NORM_ROWS
 from cutaway.models.families.table import OFFSET_FROM_ONE, Config, Each, Family, Field, Row, named, same
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+DEPTH_OF_27B = 62
 
 
 def layer_types(config: Config) -> list[str]:
@@ -28,8 +29,10 @@ def layer_types(config: Config) -> list[str]:
 
 
 def read_windows(config: Config) -> Each:
-    window = config.get("sliding_window", 512)
-    return Each(window if kind == LOCAL else None for kind in layer_types(config))
+    kinds, window = layer_types(config), config.get("sliding_window")
+    if window is None and LOCAL in kinds:
+        raise CutawayError("has no 'sliding_window'", "config.json", "the checkpoint's configuration is incomplete")
+    return Each(window if kind == LOCAL else None for kind in kinds)
 
 
 def write_windows(windows: list[int | None]) -> dict[str, Any]:
@@ -57,8 +60,20 @@ def read_ropes(config: Config) -> Each:
 
 
 def gguf_config(metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """llama.cpp fixes the pattern of six and the local base."""
-    return {**llama.gguf_sizes(metadata, shapes), "query_pre_attn_scalar": metadata["gemma3.attention.key_length"]}
+    """What llama.cpp takes for granted: a pattern of six, and what scores are divided by, otherwise in the 27B."""
+    pattern = metadata.get("gemma3.attention.sliding_window_pattern", 6)
+    wide = metadata["gemma3.embedding_length"] // metadata["gemma3.attention.head_count"]
+    return {
+        **llama.gguf_sizes(metadata, shapes),
+        **({"sliding_window_pattern": pattern} if isinstance(pattern, int) else {"layer_types": _kinds(pattern)}),
+        "query_pre_attn_scalar": wide
+        if metadata["gemma3.block_count"] == DEPTH_OF_27B
+        else metadata["gemma3.attention.key_length"],
+    }
+
+
+def _kinds(local: Iterable[bool]) -> list[str]:
+    return [LOCAL if slides else GLOBAL for slides in local]
 
 
 def write_ropes(ropes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,7 +103,7 @@ FAMILY = Family(
     architectures=("Gemma3ForCausalLM", "Gemma3TextModel"),
     gguf="gemma3",
     fields=(
-        *(f if f.path != "head.tied" else same("tie_word_embeddings", "head.tied", True) for f in llama.SIZES),
+        *llama.sizes(tied=True),
         *llama.RMS,
         named("hidden_activation", "layer.ffn.activation", llama.ACTIVATION_NAMES, "gelu_pytorch_tanh"),
         same("attention_bias", "layer.attention.bias", False),
@@ -118,7 +133,12 @@ FAMILY = Family(
         row._replace(via=OFFSET_FROM_ONE) if "norm" in row.theirs else row
         for row in (*llama.GGUF_ROWS, *QK_NORM_GGUF_ROWS, *POST_GGUF_ROWS)
     ),
-    gguf_keys={**llama.GGUF_KEYS, "attention.sliding_window": "sliding_window"},
+    gguf_keys={
+        **llama.GGUF_KEYS,
+        "attention.sliding_window": "sliding_window",
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
     gguf_config=gguf_config,
     gguf_extra=llama.gguf_dims,
     requires={

@@ -70,17 +70,22 @@ def write_rope(ropes: list[dict[str, Any]]) -> dict[str, Any]:
     return {"rope_theta": base, "rope_scaling": theirs}
 
 
-SIZES = (
-    same("vocab_size", "vocab"),
-    same("hidden_size", "width"),
-    same("max_position_embeddings", "context"),
-    same("num_hidden_layers", "depth"),
-    same("num_attention_heads", "layer.attention.heads"),
-    same("num_key_value_heads", "layer.attention.kv_heads", lambda c: c["num_attention_heads"]),
-    same("head_dim", "layer.attention.head_dim", head_dim),
-    same("intermediate_size", "layer.ffn.width"),
-    same("tie_word_embeddings", "head.tied", False),
-)
+def sizes(kv_heads: Any = None, dim: Any = None, tied: bool = False) -> tuple[Field, ...]:
+    """The fields that all have. kv_heads, dim: what a file without those keys means; None if it must state them,
+    because the defaults of transformers are one model's and those of llama.cpp are others."""
+    return (
+        same("vocab_size", "vocab"),
+        same("hidden_size", "width"),
+        same("max_position_embeddings", "context"),
+        same("num_hidden_layers", "depth"),
+        same("num_attention_heads", "layer.attention.heads"),
+        same("num_key_value_heads", "layer.attention.kv_heads", kv_heads),
+        same("head_dim", "layer.attention.head_dim", dim),
+        same("intermediate_size", "layer.ffn.width"),
+        same("tie_word_embeddings", "head.tied", tied),
+    )
+
+
 RMS = (
     same("rms_norm_eps", "layer.norm.eps", 1e-6),
     Field("final_norm.eps", lambda c: c.get("rms_norm_eps", 1e-6)),
@@ -178,7 +183,7 @@ FAMILY = Family(
     architectures=("LlamaForCausalLM",),
     gguf="llama",
     fields=(
-        *SIZES,
+        *sizes(kv_heads=lambda c: c["num_attention_heads"], dim=head_dim),
         *RMS,
         ROPE,
         SCALE,

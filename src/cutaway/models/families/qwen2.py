@@ -9,7 +9,7 @@ FAMILY = Family(
     name="qwen2",
     architectures=("Qwen2ForCausalLM",),
     gguf="qwen2",
-    fields=(*llama.SIZES, *llama.RMS, llama.ROPE, llama.SCALE, llama.ACTIVATION),
+    fields=(*llama.sizes(dim=llama.head_dim), *llama.RMS, llama.ROPE, llama.SCALE, llama.ACTIVATION),
     constants={**llama.GATED_RMS_DECODER, "layer.attention.bias": True},
     rows=llama.ROWS,
     gguf_rows=llama.GGUF_ROWS,

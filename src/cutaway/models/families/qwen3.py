@@ -19,7 +19,7 @@ FAMILY = Family(
     architectures=("Qwen3ForCausalLM",),
     gguf="qwen3",
     fields=(
-        *llama.SIZES,
+        *llama.sizes(),
         *llama.RMS,
         llama.ROPE,
         llama.SCALE,

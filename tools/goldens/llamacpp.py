@@ -1,6 +1,6 @@
 """Goldens from llama.cpp: the best logits of a GGUF model at some positions of some prompts.
 
-    python tools/goldens/llama_cpp.py model.gguf tests/goldens/model.llama_cpp.json
+    python tools/goldens/llamacpp.py model.gguf tests/goldens/model.llamacpp.json
 
 Needs the packages llama-cpp-python (compiled from source, hence goldens) and gguf, and none of ours. Everything is
 computed twice: from the file as it is, where llama.cpp rounds activations to 8 bits before it multiplies them with
@@ -45,7 +45,7 @@ def main() -> None:
         dequantize(arguments.model, plain)
         runs = {"stored": run(arguments.model), "float32": run(plain)}
     record = {
-        "made_by": "tools/goldens/llama_cpp.py",
+        "made_by": "tools/goldens/llamacpp.py",
         "sha256": hashlib.sha256(arguments.model.read_bytes()).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in ("llama-cpp-python", "gguf", "numpy")},
         "settings": {"threads": THREADS, "cache": "F32", "flash_attention": False},

@@ -1,0 +1,161 @@
+"""`cutaway chat`: talk to a model, or ask it once from a script."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cutaway.cli.conversation import Reply, Talk, interactive, utf8
+from cutaway.errors import CutawayError
+
+if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
+    from cutaway.engine.engine import Engine
+    from cutaway.engine.sequence import Event
+
+Model = Annotated[str, typer.Argument(help="A path or a name, see `cutaway models`.")]
+Prompt = Annotated[
+    str | None, typer.Option("--prompt", "-p", help='Ask this and leave; "-" reads it from stdin.')
+]
+System = Annotated[str | None, typer.Option("--system", "-s", help="How the model should behave.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (needs --prompt).")]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as text, without chat template.")]
+Logprobs = Annotated[
+    int | None, typer.Option(help="Tokens with N alternatives each (needs --json).", min=0, max=100)
+]
+Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of mass P; 1 is off.")]
+MinP = Annotated[
+    float, typer.Option(help="Draw from tokens at least P times as likely as the best; 0 is off.")
+]
+Repetition = Annotated[float, typer.Option(help="Divide scores of tokens that occurred; 1 is off.")]
+Presence = Annotated[float, typer.Option(help="Subtract from scores of tokens of the reply; 0 is off.")]
+Frequency = Annotated[float, typer.Option(help="The same per occurrence.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
+
+
+def chat(
+    model: Model,
+    *,
+    prompt: Prompt = None,
+    system: System = None,
+    as_json: AsJson = False,
+    raw: Raw = False,
+    logprobs: Logprobs = None,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Repetition = 1.0,
+    presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    max_tokens: MaxTokens = 512,
+    context: Context = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+) -> None:
+    """Talk to a model. Example: cutaway chat smollm2-135m-instruct --prompt "What is a llama?" --json"""
+    _refuse(as_json and prompt is None, "--json", "needs --prompt")
+    _refuse(logprobs is not None and not as_json, "--logprobs", "needs --json")
+    _refuse(raw and system is not None, "--system", "has no place in raw text")
+    from cutaway.engine.params import SamplingParams
+
+    settings = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=secrets.randbits(31) if seed is None else seed,
+        stop=tuple(utf8(s, "--stop") for s in stop or []),
+        max_tokens=max_tokens,
+        top_logprobs=logprobs or 0,
+    )
+    asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
+    talk = Talk(*_open(model, raw, context, dtype, device), settings, raw)
+    talk.begin(None if system is None else utf8(system, "--system"))
+    if asked is None:
+        interactive(talk)
+    elif as_json:
+        reply = talk.answer(asked)
+        print(json.dumps(report(talk, asked, reply, logprobs is not None), ensure_ascii=False))
+    else:
+        talk.answer(asked, lambda text: print(text, end="", flush=True))
+        print()
+
+
+def report(talk: Talk, asked: str, reply: Reply, tokens: bool) -> dict[str, Any]:
+    """What --json prints."""
+    count = len(reply.events)
+    usage = {
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": count,
+        "total_tokens": reply.prompt_tokens + count,
+    }
+    timing = {"prefill_s": reply.prefill_s, "decode_s": reply.decode_s, "tokens_per_s": reply.speed}
+    told = {
+        "model": talk.name,
+        "prompt": asked,
+        "text": reply.text,
+        "finish_reason": reply.events[-1].finish,
+        "seed": talk.settings.seed,
+        "usage": usage,
+        "timing": {name: round(value, 4) for name, value in timing.items()},
+    }
+    return told | {"tokens": [describe(talk, event) for event in reply.events]} if tokens else told
+
+
+def describe(talk: Talk, event: Event) -> dict[str, Any]:
+    """A token with the alternatives that were asked for."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        piece = talk.engine.tokenizer.token_bytes(token)
+        return {"id": token, "text": piece.decode("utf-8", "replace"), "logprob": logprob}
+
+    best = event.choice.alternatives[: talk.settings.top_logprobs]
+    chosen = entry(event.choice.token, event.choice.logprob)
+    return chosen | {"alternatives": [entry(a.id, a.logprob) for a in best]}
+
+
+def _open(model: str, raw: bool, context: int | None, dtype: str, device: str) -> tuple[str, Engine]:
+    from cutaway.engine.engine import Engine
+    from cutaway.models.decoder import Decoder
+    from cutaway.weights.checkpoint import load
+
+    with Console(stderr=True).status(f"loading {model}"):
+        loaded = load(model, dtype, device)
+    if not isinstance(loaded.model, Decoder):
+        raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
+    if not raw and loaded.tokenizer.chat_template is None:
+        raise CutawayError(
+            f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text"
+        )
+    return loaded.name, Engine(loaded.model, loaded.tokenizer, context=context)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise CutawayError(f"is not UTF-8 (byte {error.start})", "stdin", "convert it first") from None
+
+
+def _refuse(wrong: bool, option: str, what: str) -> None:
+    if wrong:
+        raise CutawayError(what, option)

@@ -1,0 +1,165 @@
+"""`cutaway serve`: models behind OpenAI's API, and the studio."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cutaway.errors import CutawayError
+
+if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
+    from fastapi import FastAPI
+
+    from cutaway.serve.app import Models, Served
+    from cutaway.weights.checkpoint import Loaded
+
+console = Console(stderr=True)
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Names = Annotated[
+    list[str], typer.Argument(help="Models: paths or names, see `cutaway models`.", metavar="MODEL...")
+]
+Encoders = Annotated[list[str] | None, typer.Option(help="An encoder for /v1/embeddings. May be repeated.")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)
+]
+Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
+Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
+Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
+Origins = Annotated[list[str] | None, typer.Option(help='A web origin that may use the server, "*" for all.')]
+Hosts = Annotated[list[str] | None, typer.Option(help="A further name the server is called by.")]
+Open = Annotated[bool, typer.Option("--no-api-key", help="Listen beyond this machine without a key.")]
+
+
+def serve(
+    models: Names,
+    *,
+    embeddings: Encoders = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    context: Context = None,
+    running: Running = 16,
+    max_waiting: Waiting = 64,
+    api_key: Key = None,
+    allow_origin: Origins = None,
+    allow_host: Hosts = None,
+    no_api_key: Open = False,
+) -> None:
+    """Serve models over HTTP, and the studio. Example: cutaway serve smollm2-135m-instruct --port 8000"""
+    if host not in LOOPBACK and not api_key and not no_api_key:
+        hint = "give --api-key KEY, or --no-api-key if everyone there may use the models"
+        raise CutawayError(f"{host} can be reached from other machines", "--host", hint)
+    with listening(host, port) as taken, ExitStack() as stack:
+        from cutaway.serve.app import Policy, create_app
+
+        settings = {"context": context, "running": running, "max_waiting": max_waiting}
+        loaded = load_all(models, embeddings or [], dtype, device)
+        served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
+        named = frozenset([*LOOPBACK, *(allow_host or [])]) if allow_host or host in LOOPBACK else None
+        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])))
+        mount_studio(app, served)
+        run(app, taken, f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}")
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """Take the port before the models are loaded, to tell at once if it is in use. It does not accept yet."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((host, port))
+        except OSError as error:
+            hint = "another server may be running; --port 0 takes a free one"
+            raise CutawayError(f"cannot listen on {host}:{port}: {error.strerror}", "--port", hint) from None
+        yield taken
+
+
+def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -> dict[str, Loaded]:
+    """Models by name. Errors: two of the same name; a decoder among the encoders."""
+    from cutaway.models.encoder import Encoder
+    from cutaway.weights.checkpoint import load
+
+    models: dict[str, Loaded] = {}
+    for i, source in enumerate([*sources, *encoders]):
+        with console.status(f"loading {source}"):
+            loaded = load(source, dtype, device)
+        if i >= len(sources) and not isinstance(loaded.model, Encoder):
+            raise CutawayError(
+                f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option"
+            )
+        if loaded.name in models:
+            raise CutawayError(f"two models are called {loaded.name!r}", source, "name each once")
+        models[loaded.name] = loaded
+    return models
+
+
+@contextmanager
+def started(loaded: Loaded, settings: dict[str, Any]) -> Iterator[Served]:
+    """A model at work, that has shown it by an answer."""
+    from cutaway.serve.app import serve_model
+
+    served = serve_model(loaded, **settings)
+    try:
+        with console.status(f"asking {served.name}"):
+            prove(served)
+        yield served
+    finally:
+        served.close()
+
+
+def prove(served: Served) -> None:
+    """Compute one token, or one vector."""
+    import asyncio
+
+    from cutaway.embed.sentences import encode
+    from cutaway.engine.params import SamplingParams
+
+    tokenizer = served.loaded.tokenizer
+    if served.service:
+        prompt = tokenizer.encode("Hello")[: served.context - 1]
+        asyncio.run(served.service.complete(prompt, SamplingParams(temperature=0, max_tokens=1)))
+    elif served.encoder:
+        encode(served.encoder, tokenizer, ["Hello"])
+
+
+def mount_studio(app: FastAPI, served: Models) -> None:
+    """The studio's routes and pages, as far as they are there."""
+    import cutaway
+    from cutaway.studio.app import mount
+
+    mount(app, served)
+    if not (Path(cutaway.__file__).parent / "studio" / "static" / "index.html").exists():
+        console.print("The studio is not built, so only the APIs are served; `make studio` builds it.")
+
+
+def run(app: FastAPI, taken: socket.socket, url: str) -> None:
+    """Serve until SIGINT or SIGTERM; print the URL once connections are accepted."""
+    import signal
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                typer.echo(f"Cutaway answers at {url}")
+
+    # After a clean shutdown uvicorn raises the signal again; it has been obeyed by then.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, server_header=False)
+    Server(config).run(sockets=[taken])

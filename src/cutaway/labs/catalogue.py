@@ -1,0 +1,28 @@
+"""All labs, by id, in the order a reader meets the questions."""
+
+from __future__ import annotations
+
+import difflib
+
+from cutaway.errors import NotFound
+from cutaway.labs.kv_cache import kv_cache
+from cutaway.labs.lab import Lab
+from cutaway.labs.rms_vs_layer import rms_vs_layer
+from cutaway.labs.sampling import sampling
+from cutaway.labs.sqrt_d import sqrt_d
+from cutaway.labs.where_parameters import where_parameters
+from cutaway.labs.why_kv_not_q import why_kv_not_q
+
+LABS: dict[str, Lab] = {
+    lab.id: lab for lab in (where_parameters, sqrt_d, rms_vs_layer, why_kv_not_q, kv_cache, sampling)
+}
+
+
+def find(id: str) -> Lab:
+    """Errors: no such lab."""
+    if id not in LABS:
+        close = difflib.get_close_matches(id, LABS, 1)
+        raise NotFound(
+            f"no lab {id!r}", hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(LABS)}"
+        )
+    return LABS[id]

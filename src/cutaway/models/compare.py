@@ -1,0 +1,131 @@
+"""Two models side by side, module by module: where do they part?
+
+Both compute the same tokens, hooks write down what enters and what leaves every module, and the first module whose
+output differs is named. If what enters it differs already, the fault lies in what stands between it and the modules
+before it: rotation, mask, softmax and cache have no module of their own and come to light at `attention.out`.
+
+The other model may be someone else's: which of its modules corresponds to which of ours follows from the table that
+translates its tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.models.families.table import Row, rows_of
+from cutaway.models.spec import Spec
+
+
+class Trace(NamedTuple):
+    """What a module got and what it gave, one row per token; `entered_TN` is of its first argument."""
+
+    entered_TN: Tensor
+    left_TN: Tensor
+
+
+class Difference(NamedTuple):
+    """absolute: the largest. relative: the norm of the difference over the norm of the second tensor."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far one module's output differs, and how far what entered it did."""
+
+    module: str
+    entered: Difference
+    left: Difference
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Beyond a relative tolerance, or not a number."""
+        return not self.left.relative <= tolerance
+
+    def where(self, tolerance: float) -> str:
+        """In words, whether the fault is this module's own."""
+        if self.entered.relative <= tolerance:
+            return f"inside {self.module}: what enters it agrees"
+        return f"between {self.module} and the modules before it: what enters it differs already"
+
+
+def difference(a: Tensor, b: Tensor) -> Difference:
+    """Of two tensors of equal shape; infinitely large if the shapes differ."""
+    if a.shape != b.shape:
+        return Difference(math.inf, math.inf)
+    if torch.equal(a, b):
+        return Difference(0.0, 0.0)
+    gap, size = a.double() - b.double(), b.double().norm().item()
+    return Difference(gap.abs().max().item(), gap.norm().item() / size if size else math.inf)
+
+
+def compare(a: Mapping[str, Trace], b: Mapping[str, Trace]) -> list[Divergence]:
+    """Every module that both sides have, in the order in which the first finished them."""
+    return [
+        Divergence(name, *(difference(mine, other) for mine, other in zip(a[name], b[name], strict=True)))
+        for name in a
+        if name in b
+    ]
+
+
+def first(divergences: list[Divergence], tolerance: float) -> Divergence | None:
+    """Where the two part, None if they do not."""
+    return next((d for d in divergences if d.exceeds(tolerance)), None)
+
+
+def trace(
+    model: nn.Module, run: Callable[[], Any], tokens: int, names: Mapping[str, str] | None = None
+) -> dict[str, Trace]:
+    """Call `run`, which must run `model` on one sequence of `tokens`, and record modules as they finish.
+
+    names: which modules to record and what to call them; without it every module, by its own name.
+    """
+    traces: dict[str, Trace] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+            entered, left = (_rows(x, tokens) for x in (arguments[0] if arguments else None, output))
+            if entered is not None and left is not None:
+                traces[name] = Trace(entered, left)
+
+        return record
+
+    chosen = names or {name: name for name, _ in model.named_modules() if name}
+    handles = [model.get_submodule(own).register_forward_hook(recorder(name)) for own, name in chosen.items()]
+    try:
+        with torch.inference_mode():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return traces
+
+
+def _rows(x: Any, tokens: int) -> Tensor | None:
+    """A copy of x with a row per token, of [T, ...], or of others' [1, T, ...] and [1, H, T, K]; None for all else."""
+    if not isinstance(x, Tensor) or x.dim() == 4 and x.shape[1] == x.shape[2]:  # heads or tokens first? who knows
+        return None
+    if x.dim() == 4 and x.shape[2] == tokens:
+        x = x.transpose(1, 2)
+    return x.detach().clone().reshape(tokens, -1) if tokens in x.shape[:2] else None
+
+
+def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, tuple[str, ...]]:
+    """Their module -> ours, for every module that holds parameters; a fused one of theirs is several of ours."""
+    found = {}
+    for row in rows_of(rows, len(spec.layers)):
+        ours = tuple(_site(name.rpartition(".")[0], spec) for name in row.ours)
+        found[row.theirs.rpartition(".")[0]] = ours
+    return found
+
+
+def _site(module: str, spec: Spec) -> str:
+    """Where nothing else is added to the token rows, theirs are scaled already, as our whole embedding is."""
+    e = spec.embedding
+    return "embedding" if module == "embedding.tokens" and not (e.positions or e.types or e.norm) else module

@@ -1,0 +1,37 @@
+"""The application: routes, guards and metrics around a mapping of models.
+
+`models` maps the name that clients use to a `Served`: its `loaded` model and tokenizer, and the `service`
+that generates (None for an encoder). Whoever makes the mapping closes the models in it. More routes may be
+added to the application, as the studio's are; they find the mapping in `app.state.models`, guarded alike.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from cutaway import __version__
+from cutaway.serve import chat, completions, embeddings, errors, listing
+from cutaway.serve.guard import Guard, Policy
+from cutaway.serve.metrics import Metrics
+from cutaway.serve.served import Models, Served, serve_model
+
+__all__ = ["Models", "Policy", "Served", "create_app", "serve_model"]
+
+
+def create_app(models: Models, policy: Policy | None = None) -> FastAPI:
+    """An ASGI application that serves `models` under `policy` (by default to this machine alone)."""
+    policy = policy or Policy()
+    # The interactive pages would load scripts from elsewhere; the description at /openapi.json remains.
+    app = FastAPI(title="Cutaway", version=__version__, docs_url=None, redoc_url=None)
+    app.state.models, app.state.metrics = models, Metrics(models)
+    errors.install(app)
+    for resource in (chat, completions, embeddings, listing):
+        app.include_router(resource.router)
+    app.add_middleware(Guard, policy=policy)
+    if policy.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=[*policy.origins], allow_methods=["*"], allow_headers=["*"]
+        )
+    app.state.metrics.install(app)
+    return app

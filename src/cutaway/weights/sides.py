@@ -1,0 +1,153 @@
+"""The two sides of a comparison: checkpoints of any format run by us, or by transformers as an independent witness.
+
+A side tells everything about itself in our terms: spec, tensors by our parameter names, traces by our module names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import CutawayError
+from cutaway.models.block import positions_of
+from cutaway.models.compare import Trace, modules_of, trace
+from cutaway.models.decoder import Decoder
+from cutaway.models.encoder import Encoder
+from cutaway.models.families.table import Row, rows_of
+from cutaway.models.spec import Spec
+from cutaway.nn.attention import BlockDiagonal
+from cutaway.weights import sources
+from cutaway.weights.checkpoint import Checkpoint, display_name, load, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model makes of a sequence. result_TN: logits of a decoder, hidden states of an encoder."""
+
+    traces: Mapping[str, Trace]
+    result_TN: Tensor
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A checkpoint run by Cutaway, in float32."""
+
+    name: str
+    checkpoint: Checkpoint
+    model: Decoder | Encoder
+
+    @property
+    def spec(self) -> Spec:
+        return self.model.spec
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """By our parameter names."""
+        return self.model.state_dict()
+
+    def stored_type(self, parameter: str) -> str:
+        """The type on disk."""
+        return self.checkpoint.stored_type(parameter)
+
+    def answer(self, ids: list[int]) -> Answer:
+        """Run one sequence and write down what every module did."""
+        results: list[Tensor] = []
+
+        def run() -> None:
+            hidden_TD = self.model(torch.tensor(ids), positions_of([len(ids)]), BlockDiagonal([len(ids)]))
+            results.append(self.model.logits(hidden_TD) if isinstance(self.model, Decoder) else hidden_TD)
+
+        traces = trace(self.model, run, len(ids))
+        return Answer(traces, results[0])
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A checkpoint run by transformers with its plainest attention, in float32."""
+
+    name: str
+    checkpoint: Checkpoint
+    model: Any
+
+    @property
+    def spec(self) -> Spec:
+        return self.checkpoint.spec
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """By our parameter names, translated from what transformers loaded."""
+        state, translated = self.model.state_dict(), {}
+        for row in self._rows():
+            theirs = state[self._inside(row.theirs, state)]
+            parts = row.via.load(theirs, self.spec) if row.via else (theirs,)
+            translated.update(zip(row.ours, parts, strict=True))
+        return translated
+
+    def stored_type(self, parameter: str) -> str:
+        """The type on disk."""
+        return self.checkpoint.stored_type(parameter)
+
+    def answer(self, ids: list[int]) -> Answer:
+        """Run one sequence; modules that transformers fuses are told apart by the widths of ours."""
+        results: list[Tensor] = []
+        modules = dict(self.model.named_modules())
+        fused = modules_of(self.checkpoint.family.rows, self.spec)
+        names = {own: theirs for theirs in fused if (own := self._inside(theirs, modules)) in modules}
+        traces = trace(self.model, lambda: results.append(self.model(torch.tensor([ids]))[0][0]), len(ids), names)
+        return Answer(dict(part for name, t in traces.items() for part in self._parts(fused[name], t)), results[0])
+
+    def _parts(self, ours: tuple[str, ...], whole: Trace) -> Iterator[tuple[str, Trace]]:
+        if len(ours) == 1:
+            yield ours[0], whole
+            return
+        a = self.spec.layers[0].attention
+        widths = [a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim]
+        for name, left_TN in zip(ours, whole.left_TN.split(widths, -1), strict=True):
+            yield name, Trace(whole.entered_TN, left_TN)
+
+    def _rows(self) -> Iterator[Row]:
+        wanted = set(self.checkpoint.bindings)
+        return (r for r in rows_of(self.checkpoint.family.rows, len(self.spec.layers)) if set(r.ours) <= wanted)
+
+    def _inside(self, name: str, known: Mapping[str, Any]) -> str:
+        """A name in this model's class, which may be the bare base model."""
+        return name if name in known else name.removeprefix(self.checkpoint.family.prefix)
+
+
+Side = Ours | Witness
+
+
+def ours(source: str) -> tuple[Ours, Any]:
+    """The side that `source` names, and its tokenizer. Errors: see `weights.checkpoint.load`."""
+    loaded = load(source)
+    return Ours(source, loaded.checkpoint, loaded.model), loaded.tokenizer
+
+
+def witness(source: str) -> Witness:
+    """transformers' view of `source`. Errors: transformers is not installed, or does not load it."""
+    try:
+        import transformers
+    except ImportError:
+        raise CutawayError("transformers is not installed", "--reference", "pip install transformers") from None
+    path = sources.resolve(source)
+    checkpoint = open_checkpoint(path)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return Witness(f"{source} in transformers", checkpoint, _load_theirs(transformers, checkpoint, path))
+
+
+def _load_theirs(transformers: Any, checkpoint: Checkpoint, path: Path) -> nn.Module:
+    kind = transformers.AutoModelForCausalLM if checkpoint.spec.head else transformers.AutoModel
+    file = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    try:
+        model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **file)
+    except Exception as error:  # whatever transformers says of a checkpoint that it does not accept
+        raise CutawayError(f"transformers does not load it: {error}", display_name(str(path))) from error
+    return model.eval()

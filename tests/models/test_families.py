@@ -1,0 +1,168 @@
+"""Every family against transformers: values, gradients, cache, precision, and the way there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from kit import twins
+from kit.precision import all_float64
+from kit.proofs import PROOFS, agree
+from kit.twins import ARCHITECTURES, Tokenizerless, Twin
+
+from cutaway.errors import CutawayError
+from cutaway.models.families import FAMILIES
+from cutaway.models.families.table import config_of, spec_of
+from cutaway.weights.checkpoint import open_checkpoint
+from cutaway.weights.diff import settings
+from cutaway.weights.save import save_directory, save_gguf
+
+# Entries of config.json that say nothing about what the model computes, and those that another entry overrides.
+HARMLESS = {
+    *("_name_or_path", "transformers_version", "model_type", "dtype", "return_dict", "use_cache", "problem_type"),
+    *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "classifier_dropout"),
+    *("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+}
+OVERRIDDEN = {
+    "qwen2": {"sliding_window", "max_window_layers"},  # use_sliding_window is false
+    "qwen3": {"sliding_window", "max_window_layers"},
+    "gemma3": {"sliding_window_pattern", "_sliding_window_pattern"},  # layer_types is there
+    "bert": {"tie_word_embeddings"},  # an encoder has no head
+}
+
+
+@pytest.mark.parametrize("proof", PROOFS)
+def test_agrees_with_transformers(proof):
+    PROOFS[proof]()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def twin(request) -> Twin:
+    return twins.twin(request.param)
+
+
+def test_a_directory_of_transformers_loads(twin, tmp_path):
+    with all_float64():
+        twin.reference.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    found, expected = checkpoint.model(torch.float64).state_dict(), twins.ours(twin).state_dict()
+    assert checkpoint.spec == twins.ours(twin).spec
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_saved_loads_in_transformers(twin, tmp_path):
+    """Every tensor comes back bit for bit, and the configuration says the same model."""
+    path = tmp_path / "saved"
+    save_directory(twins.ours(twin), Tokenizerless(), path, torch.float64)
+    with all_float64():
+        again = type(twin.reference).from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    found, expected = again.state_dict(), twin.reference.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    agree(Twin(twin.name, again).answers().values, twin.answers().values, 1e-14)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen2-tied", "qwen3", "gemma3-published", "gpt2"])
+def test_a_gguf_file_of_ours_holds_what_transformers_reads_from_it(name, tmp_path):
+    """transformers has its own reader, with its own names, permutations and offsets."""
+    twin, path = twins.twin(name), tmp_path / "model.gguf"
+    save_gguf(twins.ours(twin), Tokenizerless(), path, "F32")
+    kind = type(twin.reference)
+    found = kind.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).state_dict()
+    expected = {name: tensor.float() for name, tensor in twin.reference.state_dict().items()}
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    checkpoint, original = open_checkpoint(path), twins.ours(twin)
+    assert settings(checkpoint.spec, original.spec) == []
+    again = checkpoint.model(torch.float64).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in original.state_dict().items())
+
+
+def test_the_configuration_survives_a_round_trip(twin):
+    spec = twins.ours(twin).spec
+    assert spec_of(twin.family, config_of(twin.family, spec)) == spec
+
+
+def other(value):
+    """A different value of the same kind."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value * 2
+        case float():
+            return value * 3 + 0.1
+        case str():
+            return value + "x"
+        case None:
+            return 0.7
+        case dict():
+            return {k: other(v) for k, v in value.items()}
+        case list():
+            return [other(v) for v in value]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
+def test_nothing_in_a_configuration_is_silently_ignored(name):
+    """Another value of any entry gives another spec or an error, or the entry is known not to matter."""
+    twin = twins.twin(name)
+    spec, ignored = spec_of(twin.family, twin.config), set()
+    for key, value in twin.config.items():
+        try:
+            if spec_of(twin.family, {**twin.config, key: other(value)}) == spec:
+                ignored.add(key)
+        except (CutawayError, TypeError, ValueError):
+            continue
+    labels = {"id2label", "label2id", "architectures"}
+    assert ignored - HARMLESS - labels == OVERRIDDEN.get(name, set())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
+def test_a_missing_entry_means_what_it_means_to_transformers(name):
+    """Or is refused: a default that is guessed differently would be a silently different model."""
+    settings = ARCHITECTURES[name][2] | twins.SHAPES.get(name, twins.LLAMA_SHAPES)
+    family, kind = FAMILIES[name], getattr(transformers, ARCHITECTURES[name][0])
+    compared = 0
+    for missing in [*settings]:
+        config = {key: value for key, value in settings.items() if key != missing}
+        try:
+            ours = spec_of(family, config)
+            theirs = spec_of(family, kind(**config).to_dict())
+        except Exception:  # refused by one side, so nothing is guessed
+            continue
+        assert ours == theirs, f"without {missing}"
+        compared += 1
+    assert compared > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "names"),
+    [
+        ("llama", {"hidden_act": "swoosh"}, "hidden_act"),
+        ("llama", {"num_attention_heads": 5}, "kv_heads"),
+        ("llama", {"num_hidden_layers": 0}, "layers"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma3", {"sliding_window": None}, "sliding_window"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(name, change, names):
+    twin = twins.twin(name)
+    with pytest.raises(CutawayError, match=names):
+        spec_of(twin.family, twin.config | change)
+
+
+def test_a_spec_that_a_family_cannot_express_is_not_saved():
+    spec = twins.ours(twins.twin("qwen3")).spec
+    with pytest.raises(CutawayError, match="qk_norm|attention"):
+        config_of(FAMILIES["llama"], spec)
