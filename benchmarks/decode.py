@@ -65,7 +65,11 @@ def transformers_run(loaded: Loaded, dtype: torch.dtype) -> Run:
             start = time.perf_counter()
             ids = torch.tensor([prompt])
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
                 pad_token_id=0,
             )
             return out[0, len(prompt) :].tolist(), time.perf_counter() - start
@@ -81,7 +85,9 @@ def llama_cpp_run(path: Path, threads: int, context: int) -> Run:
     """llama.cpp on the quantized file itself."""
     import llama_cpp
 
-    llm = llama_cpp.Llama(str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
+    llm = llama_cpp.Llama(
+        str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False
+    )
 
     def run(prompt: list[int], new: int) -> tuple[list[int], float, float]:
         llm.reset()
@@ -166,7 +172,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """The card, then one line of JSON."""
-    table = Table(title=f"{result['model']}, prompt {result['prompt']}, {result['new']} new, {result['threads']} threads")
+    table = Table(
+        title=f"{result['model']}, prompt {result['prompt']}, {result['new']} new, {result['threads']} threads"
+    )
     for column in ("engine", "prefill tokens/s", "decode tokens/s", "GB/s", "of read bandwidth", "tokens as ours"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for label, row in result["engines"].items():

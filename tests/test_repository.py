@@ -60,11 +60,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                [*here[: len(here) - node.level], *filter(None, [node.module])]
-                if node.level
-                else [node.module]
-            )
+            base = [*here[: len(here) - node.level], *filter(None, [node.module])] if node.level else [node.module]
             names = [".".join([*base, alias.name]) for alias in node.names]
         else:
             continue
@@ -76,9 +72,7 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_every_package_has_a_place() -> None:
     found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and any(p.glob("*.py")))}
-    assert found - {"__init__", "__main__"} <= set(RANK), (
-        "add the new package to LAYERS, and to docs/architecture.md"
-    )
+    assert found - {"__init__", "__main__"} <= set(RANK), "add the new package to LAYERS, and to docs/architecture.md"
 
 
 def forbidden(path: Path) -> list[str]:
@@ -126,9 +120,7 @@ def test_layering_is_noticed_when_broken(tmp_path: Path, monkeypatch: pytest.Mon
 def lengths() -> dict[str, int]:
     """Lines of each function, nested ones counted in the one around them too; the docstring counts."""
     return {
-        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno)
-        - node.lineno
-        + 1
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
         for path in SOURCES
         for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -141,9 +133,7 @@ def test_functions_are_short() -> None:
     assert statistics.median(found.values()) <= 12
     longest = sorted(found.items(), key=lambda item: -item[1])
     allowed = len(found) // 20
-    assert longest[allowed][1] <= 45, (
-        f"more than 5 % of the functions exceed 45 lines: {longest[: allowed + 1]}"
-    )
+    assert longest[allowed][1] <= 45, f"more than 5 % of the functions exceed 45 lines: {longest[: allowed + 1]}"
 
 
 # ---- what is imported, and what is never used
@@ -228,14 +218,11 @@ def unsafe(module: ast.Module) -> Iterator[str]:
                 if dotted(func) in UNSAFE_CALLS:
                     yield f"line {node.lineno}: {dotted(func)}"
                 if any(
-                    k.arg == "shell" and not (isinstance(k.value, ast.Constant) and not k.value.value)
-                    for k in keywords
+                    k.arg == "shell" and not (isinstance(k.value, ast.Constant) and not k.value.value) for k in keywords
                 ):
                     yield f"line {node.lineno}: shell="
             case ast.Import(names):
-                yield from (
-                    f"line {node.lineno}: {n.name}" for n in names if n.name.split(".")[0] in UNSAFE_MODULES
-                )
+                yield from (f"line {node.lineno}: {n.name}" for n in names if n.name.split(".")[0] in UNSAFE_MODULES)
             case ast.ImportFrom(name) if name and name.split(".")[0] in UNSAFE_MODULES:
                 yield f"line {node.lineno}: {name}"
 
@@ -276,9 +263,7 @@ def repository_files() -> list[Path]:
     """What git tracks or would; in a copy without git, everything that is not built."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    names = (
-        run.stdout.split("\0") if run.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*")]
-    )
+    names = run.stdout.split("\0") if run.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*")]
     built = {".venv", ".git", "node_modules", "static", "__pycache__", "results", "dist", "build"}
     found = (ROOT / name for name in names if name and not built & set(Path(name).parts))
     return [path for path in found if path.is_file()]
@@ -321,9 +306,8 @@ def shell_lines(text: str) -> Iterator[str]:
     for language, block in FENCE.findall(text):
         if language in SHELL:
             for line in block.replace("\\\n", " ").splitlines():
-                yield re.split(r"\s[|>&#]|;|&&", line.strip().removeprefix("$ ").removeprefix("# "))[
-                    0
-                ].strip()
+                command = line.strip().removeprefix("$ ").removeprefix("# ")
+                yield re.split(r"\s[|>&#]|;|&&", command)[0].strip()
 
 
 def commands(program: str) -> list[tuple[str, list[str]]]:
@@ -338,9 +322,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
 
 def test_documented_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    asked = [
-        (line, word) for line, words in commands("make") for word in words if re.fullmatch(r"[a-z]+", word)
-    ]
+    asked = [(line, word) for line, words in commands("make") for word in words if re.fullmatch(r"[a-z]+", word)]
     assert [line for line, target in asked if target not in targets] == []
 
 
@@ -375,9 +357,8 @@ def outline(path: Path) -> tuple[list[int], list[str]]:
     """Heading levels in order, and the commands in code blocks (comments are translated)."""
     text = path.read_text(encoding="utf-8")
     prose = FENCE.sub("", text)
-    return [len(h) for h in re.findall(r"^(#+) ", prose, re.MULTILINE)], [
-        line for line in shell_lines(text) if line
-    ]
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    return levels, [line for line in shell_lines(text) if line]
 
 
 def test_both_readmes_say_the_same() -> None:

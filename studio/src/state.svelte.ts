@@ -84,8 +84,9 @@ export async function loadModels(): Promise<void> {
   }
 }
 
-export const decoders = (): ModelSummary[] => (server.models ?? []).filter((m) => m.kind === "decoder");
+/** Decoders with a chat template; a base model has no notion of turns. */
+export const chatModels = (): ModelSummary[] => (server.models ?? []).filter((m) => m.kind === "decoder" && m.chat);
 
-/** The decoder chosen for chatting, or the first one there is. */
+/** The one chosen, or the first there is. */
 export const chatModel = (): ModelSummary | undefined =>
-  decoders().find((m) => m.id === prefs.chatModel) ?? decoders()[0];
+  chatModels().find((m) => m.id === prefs.chatModel) ?? chatModels()[0];

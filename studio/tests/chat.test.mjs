@@ -14,10 +14,16 @@ scene("a reply streams, is tinted, and each token shows its detail", {}, async (
 
   await tokens(page).nth(1).hover();
   await panel(page).getByText("Candidates left").waitFor();
-  assert.match(await panel(page).locator("dl").innerText(), /Probability\s+[\d.<\s]+%\s+Rank\s+\d+\s+Entropy\s+[\d.]+ nat/);
+  assert.match(
+    await panel(page).locator("dl").innerText(),
+    /Probability\s+[\d.<\s]+%\s+Rank\s+\d+\s+Entropy\s+[\d.]+ nat/,
+  );
   assert.ok((await alternatives(page).count()) >= 10);
 
-  const tint = () => tokens(page).nth(1).evaluate((span) => getComputedStyle(span).backgroundColor);
+  const tint = () =>
+    tokens(page)
+      .nth(1)
+      .evaluate((span) => getComputedStyle(span).backgroundColor);
   const tinted = await tint();
   await page.getByText("Off", { exact: true }).click();
   assert.notEqual(await tint(), tinted);
@@ -69,62 +75,85 @@ scene("stop ends a reply", { sampling: { max_tokens: 400 } }, async (page) => {
   assert.equal(await tokens(page).count(), count);
 });
 
-scene("messages are edited, replies regenerated, conversations kept and deleted", { sampling: { max_tokens: 6 } }, async (page) => {
-  await open(page);
-  await say(page, "Hello there");
-  await page.getByRole("button", { name: "Regenerate" }).click();
-  await replied(page);
-  assert.match(await page.getByRole("group", { name: "Versions" }).innerText(), /2\/2/);
+scene(
+  "messages are edited, replies regenerated, conversations kept and deleted",
+  { sampling: { max_tokens: 6 } },
+  async (page) => {
+    await open(page);
+    await say(page, "Hello there");
+    await page.getByRole("button", { name: "Regenerate" }).click();
+    await replied(page);
+    assert.match(await page.getByRole("group", { name: "Versions" }).innerText(), /2\/2/);
 
-  await page.getByRole("button", { name: "Edit the message" }).click();
-  await page.getByRole("textbox", { name: "Edit the message" }).fill("Good morning");
-  await page.keyboard.press("Enter");
-  await replied(page);
-  assert.match(await page.getByRole("article", { name: "You" }).innerText(), /Good morning[^]*2\/2/);
+    await page.getByRole("button", { name: "Edit the message" }).click();
+    await page.getByRole("textbox", { name: "Edit the message" }).fill("Good morning");
+    await page.keyboard.press("Enter");
+    await replied(page);
+    assert.match(await page.getByRole("article", { name: "You" }).innerText(), /Good morning[^]*2\/2/);
 
-  await page.getByRole("button", { name: "New conversation" }).click();
-  await page.getByRole("heading", { name: "Look inside every answer" }).waitFor();
-  await page.reload();
-  const list = page.getByRole("navigation", { name: "Conversations" });
-  await list.getByRole("button", { name: "Good morning", exact: true }).click();
-  assert.ok((await tokens(page).count()) > 0);
-  await page.getByRole("button", { name: "Clear the conversation" }).click();
-  assert.equal(await list.getByRole("button", { name: "Good morning", exact: true }).count(), 0);
-});
+    await page.getByRole("button", { name: "New conversation" }).click();
+    await page.getByRole("heading", { name: "Look inside every answer" }).waitFor();
+    await page.reload();
+    const list = page.getByRole("navigation", { name: "Conversations" });
+    await list.getByRole("button", { name: "Good morning", exact: true }).click();
+    assert.ok((await tokens(page).count()) > 0);
+    await page.getByRole("button", { name: "Clear the conversation" }).click();
+    assert.equal(await list.getByRole("button", { name: "Good morning", exact: true }).count(), 0);
+  },
+);
 
-scene("when the browser's storage is full, the oldest conversation gives up its alternatives", { sampling: { max_tokens: 4 } }, async (page) => {
-  await open(page);
-  await page.evaluate(() => {
-    const alternatives = Array.from({ length: 10 }, (_, i) => [i, "x".repeat(100), 0, 0.1, 0.1, 0]);
-    const turn = { model: "", finish: "stop", timing: null, prompt: [] };
-    const row = [1, "old", 0, 0.5, 1, 1, 10, 0, alternatives];
-    const turns = [
-      { ...turn, id: "a", role: "user", parent: null, written: "Old words", tokens: [] },
-      { ...turn, id: "b", role: "assistant", parent: "a", written: "", tokens: Array(4000).fill(row) },
-    ];
-    localStorage["cutaway.chat.old"] = JSON.stringify({ id: "old", system: "", updated: 1, chosen: { root: "a", a: "b" }, turns });
-    for (const size of [100_000, 1_000]) try { for (let i = 0; ; i++) localStorage[`filler.${size}.${i}`] = "x".repeat(size); } catch { /* full */ }
-  });
-  await page.reload();
-  await page.getByRole("button", { name: "New conversation" }).click();
-  await say(page, "New words");
-  await page.reload();
-  const list = page.getByRole("navigation", { name: "Conversations" });
-  await list.getByRole("button", { name: "New words", exact: true }).click();
-  await tokens(page).first().click();
-  assert.ok((await alternatives(page).count()) >= 10);
-  await list.getByRole("button", { name: "Old words", exact: true }).click();
-  await tokens(page).first().click();
-  await panel(page).getByText("were dropped").waitFor();
-});
+scene(
+  "when the browser's storage is full, the oldest conversation gives up its alternatives",
+  { sampling: { max_tokens: 4 } },
+  async (page) => {
+    await open(page);
+    await page.evaluate(() => {
+      const alternatives = Array.from({ length: 10 }, (_, i) => [i, "x".repeat(100), 0, 0.1, 0.1, 0]);
+      const turn = { model: "", finish: "stop", timing: null, prompt: [] };
+      const row = [1, "old", 0, 0.5, 1, 1, 10, 0, alternatives];
+      const turns = [
+        { ...turn, id: "a", role: "user", parent: null, written: "Old words", tokens: [] },
+        { ...turn, id: "b", role: "assistant", parent: "a", written: "", tokens: Array(4000).fill(row) },
+      ];
+      localStorage["cutaway.chat.old"] = JSON.stringify({
+        id: "old",
+        system: "",
+        updated: 1,
+        chosen: { root: "a", a: "b" },
+        turns,
+      });
+      for (const size of [100_000, 1_000])
+        try {
+          for (let i = 0; ; i++) localStorage[`filler.${size}.${i}`] = "x".repeat(size);
+        } catch {
+          /* full */
+        }
+    });
+    await page.reload();
+    await page.getByRole("button", { name: "New conversation" }).click();
+    await say(page, "New words");
+    await page.reload();
+    const list = page.getByRole("navigation", { name: "Conversations" });
+    await list.getByRole("button", { name: "New words", exact: true }).click();
+    await tokens(page).first().click();
+    assert.ok((await alternatives(page).count()) >= 10);
+    await list.getByRole("button", { name: "Old words", exact: true }).click();
+    await tokens(page).first().click();
+    await panel(page).getByText("were dropped").waitFor();
+  },
+);
 
-scene("the prompt shows as the tokens the model read, system prompt included", { sampling: { max_tokens: 4 } }, async (page) => {
-  await open(page);
-  await page.getByRole("button", { name: "System prompt" }).click();
-  await page.locator("#system").fill("Answer in rhymes.");
-  await say(page, "Hello");
-  await page.getByRole("button", { name: /^Prompt, \d+ tokens$/ }).click();
-  const shown = (await page.getByRole("dialog").locator("li span").allInnerTexts()).join("");
-  assert.match(shown, /rhymes/i);
-  assert.match(shown, /Hello/);
-});
+scene(
+  "the prompt shows as the tokens the model read, system prompt included",
+  { sampling: { max_tokens: 4 } },
+  async (page) => {
+    await open(page);
+    await page.getByRole("button", { name: "System prompt" }).click();
+    await page.locator("#system").fill("Answer in rhymes.");
+    await say(page, "Hello");
+    await page.getByRole("button", { name: /^Prompt, \d+ tokens$/ }).click();
+    const shown = (await page.getByRole("dialog").locator("li span").allInnerTexts()).join("");
+    assert.match(shown, /rhymes/i);
+    assert.match(shown, /Hello/);
+  },
+);

@@ -17,7 +17,9 @@ scene("the drawing opens a block, its parts, and their code", {}, async (page) =
   await part(page, blocks[1].id).locator("path").first().click();
   for (const block of blocks) assert.equal(await part(page, block.id).count(), 1);
   await part(page, attention.id).press("Enter");
-  await panel(page).getByRole("heading", { name: /attention/ }).waitFor();
+  await panel(page)
+    .getByRole("heading", { name: /attention/ })
+    .waitFor();
   assert.ok((await panel(page).innerText()).includes(grouped(attention.parameters)));
   assert.ok((await panel(page).innerText()).includes(attention.output));
 
@@ -49,7 +51,9 @@ scene("the drawing reads as a table", {}, async (page) => {
 scene("the budget adds up to the model", {}, async (page) => {
   await open(page, `#/model/${id}/budget`);
   assert.match(await page.locator("tr.total").innerText(), new RegExp(grouped(model.tree.parameters)));
-  const areas = await page.locator(".map .box").evaluateAll((boxes) => boxes.map((box) => box.offsetWidth * box.offsetHeight));
+  const areas = await page
+    .locator(".map .box")
+    .evaluateAll((boxes) => boxes.map((box) => box.offsetWidth * box.offsetHeight));
   const map = await page.locator(".map").boundingBox();
   const covered = areas.reduce((a, b) => a + b, 0) / (map.width * map.height);
   assert.ok(Math.abs(covered - 1) < 0.03, `boxes cover ${covered} of the map`);
@@ -65,5 +69,9 @@ scene("the memory calculator shows what the server counts", {}, async (page) => 
   const context = Number((await page.locator("output").first().innerText()).replaceAll(",", ""));
   const cost = await fromApi(`/model/${id}/cost?context=${context}&batch=1&dtype=bfloat16`);
   const mebibytes = cost.rows.find((row) => row.part === "total").bytes / 2 ** 20;
-  assert.ok((await total.innerText()).includes(mebibytes >= 1024 ? (mebibytes / 1024).toFixed(2) : mebibytes.toFixed(mebibytes >= 100 ? 0 : 1)));
+  assert.ok(
+    (await total.innerText()).includes(
+      mebibytes >= 1024 ? (mebibytes / 1024).toFixed(2) : mebibytes.toFixed(mebibytes >= 100 ? 0 : 1),
+    ),
+  );
 });

@@ -27,26 +27,41 @@ test("every word exists in both languages and is used", async () => {
   const composed = [...source.matchAll(/`([\w.]+\.)\$\{/g)].map((match) => match[1]);
   for (const [key, [en, zh]] of Object.entries(table)) {
     assert.ok(en && zh, key);
-    assert.deepEqual([...en.matchAll(/\{\w+\}/g)].map(String).sort(), [...zh.matchAll(/\{\w+\}/g)].map(String).sort(), key);
-    assert.ok(source.includes(`"${key}"`) || source.includes(`'${key}'`) || composed.some((start) => key.startsWith(start)), `${key} is not used`);
+    assert.deepEqual(
+      [...en.matchAll(/\{\w+\}/g)].map(String).sort(),
+      [...zh.matchAll(/\{\w+\}/g)].map(String).sort(),
+      key,
+    );
+    assert.ok(
+      source.includes(`"${key}"`) || source.includes(`'${key}'`) || composed.some((start) => key.startsWith(start)),
+      `${key} is not used`,
+    );
   }
 });
 
 test("no words are written into the markup", async () => {
-  const proper = /\b(Cutaway|CSV|JSON|RoPE|softmax|out|down|id)\b/g;
+  const proper = /\b(Cutaway|CSV|JSON|RoPE|softmax|norm|out|down|id)\b/g;
   for (const [name, source] of await sources(/\.svelte$/)) {
     let markup = source.replace(/<(script|style)[^]*?<\/\1>|<!--[^]*?-->/g, "");
     while (/\{[^{}]*\}/.test(markup)) markup = markup.replace(/\{[^{}]*\}/g, "");
     const text = markup.replace(/<[^>]*>/g, " ").replace(proper, "");
     assert.deepEqual(text.match(/[A-Za-z]{2,}/g) ?? [], [], name);
     const labels = [...markup.matchAll(/(?:aria-label|title|placeholder)="([^"]*)"/g)].map((match) => match[1]);
-    assert.deepEqual(labels.filter((label) => /[A-Za-z]{2,}/.test(label)), [], name);
+    assert.deepEqual(
+      labels.filter((label) => /[A-Za-z]{2,}/.test(label)),
+      [],
+      name,
+    );
   }
 });
 
 scene("switching the language leaves no English behind", { sampling: { max_tokens: 4 } }, async (page) => {
-  const english = Object.values(await words()).filter(([en, zh]) => en !== zh && /^[A-Z]|\s/.test(en)).map(([en]) => en);
-  const patterns = english.map((en) => new RegExp(`^${en.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{\w+\}/g, "\\S+")}$`));
+  const english = Object.values(await words())
+    .filter(([en, zh]) => en !== zh && /^[A-Z]|\s/.test(en))
+    .map(([en]) => en);
+  const patterns = english.map(
+    (en) => new RegExp(`^${en.replace(/[.*+?^$()|[\]\\]/g, "\\$&").replace(/\{\w+\}/g, "\\S+")}$`),
+  );
   await open(page);
   await say(page, "Hello");
   await tokens(page).first().click();
@@ -58,19 +73,31 @@ scene("switching the language leaves no English behind", { sampling: { max_token
     const shown = await page.evaluate(() => {
       const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
       const texts = [document.title];
-      while (walker.nextNode()) if (!walker.currentNode.parentElement.closest("[lang=en], script, noscript, .text")) texts.push(walker.currentNode.data);
+      while (walker.nextNode())
+        if (!walker.currentNode.parentElement.closest("[lang=en], script, noscript, .text, .mono"))
+          texts.push(walker.currentNode.data);
       for (const element of document.querySelectorAll("[aria-label], [title], [placeholder]"))
         for (const name of ["aria-label", "title", "placeholder"]) texts.push(element.getAttribute(name) ?? "");
       return texts.map((text) => text.trim()).filter(Boolean);
     });
-    assert.deepEqual(shown.filter((text) => patterns.some((pattern) => pattern.test(text))), [], hash);
+    assert.deepEqual(
+      shown.filter((text) => patterns.some((pattern) => pattern.test(text))),
+      [],
+      hash,
+    );
   }
   await page.getByRole("button", { name: "English" }).click();
   await page.getByRole("link", { name: "Labs", exact: true }).waitFor();
 });
 
 scene("the theme follows the system until it is chosen", { colorScheme: "dark" }, async (page) => {
-  const brightness = () => page.evaluate(() => getComputedStyle(document.documentElement).backgroundColor.match(/\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0));
+  const brightness = () =>
+    page.evaluate(() =>
+      getComputedStyle(document.documentElement)
+        .backgroundColor.match(/\d+/g)
+        .slice(0, 3)
+        .reduce((a, b) => a + +b, 0),
+    );
   await open(page);
   await settled(page);
   assert.ok((await brightness()) < 200);
@@ -94,7 +121,8 @@ scene("the keyboard alone is enough", {}, async (page) => {
   await page.keyboard.press("Enter");
   await replied(page);
 
-  for (let i = 0; i < 40 && !(await page.evaluate(() => document.activeElement.matches(".text"))); i++) await page.keyboard.press("Shift+Tab");
+  for (let i = 0; i < 40 && !(await page.evaluate(() => document.activeElement.matches(".text"))); i++)
+    await page.keyboard.press("Shift+Tab");
   await page.keyboard.press("ArrowRight");
   await page.keyboard.press("ArrowRight");
   assert.equal(await page.locator("[data-token].active").getAttribute("data-token"), "2");
@@ -114,25 +142,34 @@ scene("the keyboard alone is enough", {}, async (page) => {
 });
 
 for (const colorScheme of ["light", "dark"]) {
-  scene(`axe finds nothing serious, ${colorScheme}`, { colorScheme, sampling: { top_k: 3, max_tokens: 8 } }, async (page) => {
-    await open(page);
-    await settled(page);
-    await say(page, "Hello");
-    await tokens(page).first().click();
-    assert.deepEqual(await accessibilityProblems(page), [], "chat with a token open");
-    for (const hash of PAGES) {
-      await open(page, hash);
+  scene(
+    `axe finds nothing serious, ${colorScheme}`,
+    { colorScheme, sampling: { top_k: 3, max_tokens: 8 } },
+    async (page) => {
+      await open(page);
       await settled(page);
-      assert.deepEqual(await accessibilityProblems(page), [], hash);
-    }
-    await page.keyboard.press("?");
-    assert.deepEqual(await accessibilityProblems(page), [], "help");
-  });
+      await say(page, "Hello");
+      await tokens(page).first().click();
+      assert.deepEqual(await accessibilityProblems(page), [], "chat with a token open");
+      for (const hash of PAGES) {
+        await open(page, hash);
+        await settled(page);
+        assert.deepEqual(await accessibilityProblems(page), [], hash);
+      }
+      await page.keyboard.press("?");
+      assert.deepEqual(await accessibilityProblems(page), [], "help");
+    },
+  );
 }
 
 scene("a refused request says why and can be tried again", { expected: /400/ }, async (page) => {
   await page.route("**/studio/api/generate", (route) =>
-    route.fulfill({ status: 400, json: { error: { message: "temperature: must be at least 0", type: "invalid_request_error", param: null, code: null } } }),
+    route.fulfill({
+      status: 400,
+      json: {
+        error: { message: "temperature: must be at least 0", type: "invalid_request_error", param: null, code: null },
+      },
+    }),
   );
   await open(page);
   await page.locator("#composer").fill("Hello");

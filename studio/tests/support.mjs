@@ -28,17 +28,26 @@ const SAMPLING = { temperature: 0.8, seed: 1, max_tokens: 16 };
  */
 export function scene(name, options, body) {
   test(name, { timeout: 3 * LONG }, async () => {
-    const context = await browser.newContext({ viewport: { width: 1280, height: 800 }, colorScheme: options.colorScheme ?? "light" });
+    const context = await browser.newContext({
+      viewport: { width: 1280, height: 800 },
+      colorScheme: options.colorScheme ?? "light",
+    });
     const page = await context.newPage();
     const problems = [];
     page.on("pageerror", (error) => problems.push(error.message));
     page.on("console", (message) => message.type() === "error" && problems.push(message.text()));
-    await page.addInitScript((preferences) => {
-      localStorage["cutaway.preferences"] ??= JSON.stringify(preferences);
-    }, { lang: options.lang ?? "en", sampling: { ...SAMPLING, ...options.sampling } });
+    await page.addInitScript(
+      (preferences) => {
+        localStorage["cutaway.preferences"] ??= JSON.stringify(preferences);
+      },
+      { lang: options.lang ?? "en", sampling: { ...SAMPLING, ...options.sampling } },
+    );
     try {
       await body(page);
-      assert.deepEqual(problems.filter((problem) => !options.expected?.test(problem)), []);
+      assert.deepEqual(
+        problems.filter((problem) => !options.expected?.test(problem)),
+        [],
+      );
     } finally {
       await context.close();
     }
@@ -62,7 +71,10 @@ export async function say(page, text) {
 }
 
 export async function replied(page) {
-  await page.locator("article[aria-busy=true]").waitFor({ state: "attached", timeout: LONG }).catch(() => {});
+  await page
+    .locator("article[aria-busy=true]")
+    .waitFor({ state: "attached", timeout: LONG })
+    .catch(() => {});
   await page.locator("article[aria-busy=true]").waitFor({ state: "detached", timeout: LONG });
   assert.ok((await tokens(page).count()) > 0, "the reply has tokens");
 }
@@ -70,11 +82,11 @@ export async function replied(page) {
 /** The tokens of the last reply. */
 export const tokens = (page) => page.locator("article[aria-busy]").last().locator("[data-token]");
 
-const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+const AXE = await readFile(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
 /** What axe finds wrong with the page, serious and worse. */
 export async function accessibilityProblems(page) {
-  await page.addScriptTag({ path: AXE });
+  await page.evaluate(AXE);
   const { violations } = await page.evaluate(() => window.axe.run());
   return violations
     .filter(({ impact }) => impact === "serious" || impact === "critical")

@@ -89,9 +89,7 @@ def test_a_reply_does_not_depend_on_the_company(budget, running):
 
 def test_log_probabilities_are_the_models_own():
     model, prompt = decoder(window=7), ids(20)
-    events = list(
-        Engine(model, tokenizer()).generate(prompt, SamplingParams(seed=9, temperature=1.5), trace=4)
-    )
+    events = list(Engine(model, tokenizer()).generate(prompt, SamplingParams(seed=9, temperature=1.5), trace=4))
     reply = [e.choice.token for e in events]
     logprobs = whole(model, prompt + reply).log_softmax(-1)
     for i, event in enumerate(events):

@@ -140,9 +140,7 @@ def test_penalties_follow_openai_and_ctrl():
     got = penalize(logits_V, params, prompt, reply)
     wanted = [1 / 1.5, -1 * 1.5, 2 / 1.5 - 0.7 - 0.4, -2 * 1.5 - 0.7 - 2 * 0.4, 3.0]
     torch.testing.assert_close(got, torch.tensor(wanted))
-    assert torch.equal(logits_V, torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0])), (
-        "the model's logits stay as they are"
-    )
+    assert torch.equal(logits_V, torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0])), "the model's logits stay as they are"
 
 
 def test_greedy_takes_the_best_and_penalties_can_change_it():
@@ -190,9 +188,7 @@ def test_what_is_told_about_a_choice():
 
 def test_a_choice_outside_the_alternatives_is_added():
     logits_V = torch.tensor([5.0, 0.0, 0.0, 0.0])
-    rare = next(
-        c for c in (sample(logits_V, SamplingParams(seed=s), [], [], trace=1) for s in range(999)) if c.token
-    )
+    rare = next(c for c in (sample(logits_V, SamplingParams(seed=s), [], [], trace=1) for s in range(999)) if c.token)
     assert [a.id for a in rare.alternatives] == [0, rare.token]
     assert rare.rank == 1
 

@@ -35,9 +35,7 @@ def idle(service: Service) -> bool:
 
 
 def test_concurrent_listeners_hear_their_own_events(service):
-    requests = [
-        (ids(5 + n, n), SamplingParams(seed=n, max_tokens=10 + n, ignore_eos=True)) for n in range(10)
-    ]
+    requests = [(ids(5 + n, n), SamplingParams(seed=n, max_tokens=10 + n, ignore_eos=True)) for n in range(10)]
     alone = [run(Engine(decoder(), tokenizer()), [request])[0] for request in requests]
 
     async def all_at_once():
@@ -136,9 +134,7 @@ def test_a_failed_step_is_told_to_all_and_survived(service, monkeypatch, caplog)
     monkeypatch.setattr(service.engine.model, "logits", failing)
 
     async def three():
-        return await asyncio.gather(
-            *(service.complete(ids(4, n), LONG) for n in range(3)), return_exceptions=True
-        )
+        return await asyncio.gather(*(service.complete(ids(4, n), LONG) for n in range(3)), return_exceptions=True)
 
     assert {type(r) for r in asyncio.run(three())} == {Stopped}
     assert "as it were" in caplog.text

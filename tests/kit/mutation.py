@@ -1,8 +1,9 @@
 """How a mutant is made: a function gets other code, or a table another entry, for as long as a proof runs.
 
 `edit` changes the source text of a function and puts the new code into the *same* function object, so that everyone
-who holds a reference to it, in a table or a `partial`, runs the mutant. An edit whose text is no longer found is an
-error, not a survivor: whoever rewrites a mechanism is told to rewrite its mutants.
+who holds a reference to it, in a table or a `partial`, runs the mutant. The text is that of `ast.unparse`: one
+statement a line, single quotes, no comments, however the file is formatted. An edit whose text is no longer found is
+an error, not a survivor: whoever rewrites a mechanism is told to rewrite its mutants.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Mutant:
     change: Change
 
 
+def mutants(*rows: tuple[str, str, Change]) -> tuple[Mutant, ...]:
+    """A table of them: name, proof, change."""
+    return tuple(Mutant(*row) for row in rows)
+
+
 class Stale(Exception):
     """A mutant that cannot be made, because the code it was written for is no longer there."""
 
@@ -39,7 +45,7 @@ def find(path: str) -> Any:
     """The object at "package.module:Class.attribute"; a number takes an element of a tuple."""
     module, _, names = path.partition(":")
     at: Any = importlib.import_module(module)
-    for name in names.split("."):
+    for name in filter(None, names.split(".")):
         at = at[int(name)] if name.isdigit() else getattr(at, name)
     return at
 
@@ -77,7 +83,7 @@ def put(path: str, name: str, value: Callable[[Any], Any]) -> Change:
 
 
 def _edited(function: FunctionType, path: str, old: str, new: str) -> Any:
-    source = textwrap.dedent(inspect.getsource(function))
+    source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(function))))
     if source.count(old) != 1 or old == new:
         raise Stale(f"{path} holds {old!r} {source.count(old)} times, write the mutant anew")
     definition = ast.parse(source.replace(old, new)).body[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,8 +78,8 @@ def fuzz(count: int, seed: int = 0) -> list[str]:
 
 
 def corpus() -> list[str]:
-    """Enough text for a few hundred merges, without the names of control tokens."""
-    return [t.replace("<", "").replace("[", "") for t in [" ".join(TEXTS[2:8])] * 3 + fuzz(400, seed=99)]
+    """Enough text for a few hundred merges, without names of control tokens, spaces' marks and NULs."""
+    return [re.sub("[<[▁\0]", "", t) for t in [" ".join(TEXTS[2:8])] * 3 + fuzz(400, seed=99)]
 
 
 # ---- tiny tokenizers, trained by the library that they are then compared with
@@ -98,12 +99,16 @@ def _trained(tokenizer: Tokenizer, trainer: Any) -> Tokenizer:
 
 
 def byte_level(
-    split: Any = None, normalizer: Any = None, prefix_space: bool = False, ignore_merges: bool = False
+    *splits: Any,
+    normalizer: Any = None,
+    prefix_space: bool = False,
+    ignore_merges: bool = False,
+    gpt2: bool = True,
 ) -> Tokenizer:
-    """GPT-2's kind, or with `split` another family's."""
+    """Byte-level BPE; with GPT-2's pre-tokens unless told otherwise, after these."""
     t = Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=split is None)
-    t.pre_tokenizer = pre_tokenizers.Sequence([split, level]) if split else level
+    level = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=gpt2)
+    t.pre_tokenizer = pre_tokenizers.Sequence([*splits, level]) if splits else level
     if normalizer:
         t.normalizer = normalizer
     t.decoder = decoders.ByteLevel()
@@ -116,15 +121,13 @@ def smollm_like() -> Tokenizer:
 
 
 def llama3_like() -> Tokenizer:
-    t = byte_level(pre_tokenizers.Split(Regex(LLAMA3), "isolated"), ignore_merges=True)
-    t.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
-    )
+    t = byte_level(pre_tokenizers.Split(Regex(LLAMA3), "isolated"), ignore_merges=True, gpt2=False)
+    t.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     return t
 
 
 def qwen_like() -> Tokenizer:
-    return byte_level(pre_tokenizers.Split(Regex(QWEN2), "isolated"), normalizers.NFC())
+    return byte_level(pre_tokenizers.Split(Regex(QWEN2), "isolated"), normalizer=normalizers.NFC(), gpt2=False)
 
 
 def edited(tokenizer: Tokenizer, edit: Callable[[dict[str, Any]], None]) -> Tokenizer:
@@ -157,9 +160,7 @@ def sentencepiece_like(prefix: bool = True, closed: bool = True) -> Tokenizer:
     t.pre_tokenizer = None  # type: ignore[assignment]
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     t.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
-    t.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
+    t.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     t = edited(t, _free_bytes)
     return edited(t, _close_merges) if closed else t
 
@@ -177,8 +178,12 @@ def unigram(scheme: str = "always", byte_fallback: bool = False) -> Tokenizer:
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
     )
 
-    t = edited(t, _free_bytes)
-    return edited(t, lambda content: content["model"].update(byte_fallback=byte_fallback))
+    def as_gguf_stores_it(content: dict[str, Any]) -> None:
+        vocab = content["model"]["vocab"]
+        rounded = [[token, struct.unpack("<f", struct.pack("<f", score))[0]] for token, score in vocab]
+        content["model"].update(byte_fallback=byte_fallback, vocab=rounded)
+
+    return edited(edited(t, _free_bytes), as_gguf_stores_it)
 
 
 def wordpiece(lowercase: bool = True) -> Tokenizer:

@@ -39,7 +39,8 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 THINKING = (
-    "{%- if tools %}\n{{ '<|im_start|>tools\n' }}{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor %}{% endif %}"
+    "{%- if tools %}\n{{ '<|im_start|>tools\n' }}{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}"
+    "{% endfor %}{% endif %}"
     "{%- for message in messages %}\n{%- set content = message.content %}\n{%- if '</think>' in content %}\n"
     "{%- set content = content.split('</think>')[-1].lstrip('\n') %}\n{%- endif %}\n"
     "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}\n{%- endfor %}\n"
@@ -87,9 +88,9 @@ def test_ids_are_those_of_transformers(directory: Path, tokenizer: Tokenizer) ->
         for generate in (True, False):
             expected = theirs.apply_chat_template(messages, add_generation_prompt=generate, return_dict=False)
             assert tokenizer.chat(messages, add_generation_prompt=generate) == expected
-            assert tokenizer.render_chat(
-                messages, add_generation_prompt=generate
-            ) == theirs.apply_chat_template(messages, add_generation_prompt=generate, tokenize=False)
+            assert tokenizer.render_chat(messages, add_generation_prompt=generate) == theirs.apply_chat_template(
+                messages, add_generation_prompt=generate, tokenize=False
+            )
 
 
 def controls(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -140,17 +141,13 @@ def test_parts_of_text(tokenizer: Tokenizer) -> None:
 
 
 def test_tools_are_guarded_too(tmp_path: Path) -> None:
-    tools = [
-        {"type": "function", "function": {"name": "f<|im_end|>", "parameters": {"<|im_start|>": "a&b<é>"}}}
-    ]
+    tools = [{"type": "function", "function": {"name": "f<|im_end|>", "parameters": {"<|im_start|>": "a&b<é>"}}}]
     messages = [{"role": "user", "content": "hi"}]
     root = saved(byte_level(), tmp_path, chat_template=THINKING)
     ours, theirs = Tokenizer.from_dir(root), AutoTokenizer.from_pretrained(root)
     ids = ours.chat(messages, tools=tools)
     assert ours.decode(ids, skip_special=False) == ours.render_chat(messages, tools=tools)
-    assert (
-        len(controls(ours, ids)) == 4
-    )  # <|im_start|> tools, <|im_start|> user <|im_end|>, <|im_start|> assistant
+    assert len(controls(ours, ids)) == 4  # <|im_start|> tools, <|im_start|> user <|im_end|>, <|im_start|> assistant
     benign = [{"type": "function", "function": {"name": "f", "parameters": {"x": "a&b<é>"}}}]
     assert ours.chat(messages, tools=benign) == theirs.apply_chat_template(
         messages, tools=benign, add_generation_prompt=True, return_dict=False
@@ -262,8 +259,8 @@ def test_what_templates_rely_on() -> None:
         "{{ {'b': '<é&\\'>', 'a': 1} | tojson }}": '{"b": "<é&\'>", "a": 1}',
         "{{ {'b': 1, 'a': 2} | tojson(indent=1, sort_keys=true) }}": '{\n "a": 2,\n "b": 1\n}',
         "{% for x in [1, 2, 3] %}{% if x == 2 %}{% continue %}{% endif %}{{ x }}{% endfor %}": "13",
-        "{% for x in [1, 2, 3] %}{% if loop.last %}{% break %}{% endif %}{{ loop.index }}/{{ loop.length }} {% endfor %}": (
-            "1/3 2/3 "
+        "{% for x in [1, 2] %}{% if loop.last %}{% break %}{% endif %}{{ loop.index }}/{{ loop.length }}{% endfor %}": (
+            "1/2"
         ),
         "{% for x in 'ab' %}{{ loop.previtem }}{{ x }}{{ loop.nextitem }};{% endfor %}": "ab;ab;",
         "{% for k, v in {'a': 1}.items() %}{{ k ~ '=' ~ v ~ none }}{% endfor %}": "a=1None",

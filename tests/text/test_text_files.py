@@ -67,9 +67,7 @@ def test_saved_loads_in_transformers(kind: str, tmp_path: Path) -> None:
 
 
 def test_roles_come_from_the_companions(tmp_path: Path) -> None:
-    root = saved(
-        byte_level(), tmp_path, bos_token={"content": "<s>"}, eos_token="<|im_end|>", unk_token="absent"
-    )
+    root = saved(byte_level(), tmp_path, bos_token={"content": "<s>"}, eos_token="<|im_end|>", unk_token="absent")
     (root / "special_tokens_map.json").write_text('{"eos_token": "</s>", "pad_token": "<unk>"}')
     (root / "generation_config.json").write_text('{"eos_token_id": [4, 300], "bos_token_id": 9}')
     ours = Tokenizer.from_dir(root)
@@ -86,14 +84,17 @@ def test_roles_of_last_resort(tmp_path: Path) -> None:
     assert 300 in ours.stop_ids
 
 
-@pytest.mark.parametrize(("bos", "eos"), [(True, False), (False, True), (True, True), (False, False)])
-def test_explicit_flags_overrule_the_post_processor(bos: bool, eos: bool, tmp_path: Path) -> None:
+def test_the_post_processor_overrules_flags(tmp_path: Path) -> None:
+    """As in transformers 5: add_bos_token in the configuration counts for files without a tokenizer.json."""
     root = saved(
-        TINY["llama 3"](), tmp_path, bos_token="<s>", eos_token="</s>", add_bos_token=bos, add_eos_token=eos
+        TINY["llama 3"](),
+        tmp_path,
+        bos_token="<s>",
+        eos_token="</s>",
+        add_bos_token=False,
+        add_eos_token=True,
     )
-    ids = Tokenizer.from_dir(root).encode("a")
-    assert ids == AutoTokenizer.from_pretrained(root)("a")["input_ids"]
-    assert (ids[0] == 1, ids[-1] == 2) == (bos, eos)
+    assert Tokenizer.from_dir(root).encode("a") == AutoTokenizer.from_pretrained(root)("a")["input_ids"]
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,7 @@ def test_text_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", GGUF_KINDS)
 def test_through_gguf(kind: str, tmp_path: Path) -> None:
     names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ 1 }}"}
-    ours = tokenizer(
-        tmp_path, kind, **(names if kind != "wordpiece" else {"cls_token": "[CLS]", "sep_token": "[SEP]"})
-    )
+    ours = tokenizer(tmp_path, kind, **(names if kind != "wordpiece" else {"cls_token": "[CLS]", "sep_token": "[SEP]"}))
     again = Tokenizer.from_gguf(ours.to_gguf())
     texts = fuzz(1500, seed=42)
     for special in (True, False):
@@ -237,9 +236,10 @@ def write_gguf(metadata: dict[str, Any], path: Path) -> Path:
 LLAMA_CPP = """
 import json, sys
 from llama_cpp import Llama
-texts = json.load(sys.stdin)
+texts, plain = json.load(sys.stdin)
 llama = Llama(sys.argv[1], vocab_only=True, verbose=False)
-print(json.dumps([[llama.tokenize(t.encode(), add_bos=s, special=s) for t in texts] for s in (True, False)]))
+print(json.dumps([llama.tokenize(t.encode(), add_bos=True, special=True) for t in texts]))
+print(json.dumps([llama.tokenize(t.encode(), add_bos=False, special=False) for t in plain]))
 """
 
 
@@ -252,13 +252,17 @@ def test_llama_cpp_reads_what_is_written(kind: str, tmp_path: Path) -> None:
     path = write_gguf(ours.to_gguf(), tmp_path / "tiny.gguf")
     # llama.cpp has its own Unicode tables: it neither composes (Qwen) nor normalizes as BERT does.
     texts = [t for t in fuzz(1500, seed=43) if kind not in ("qwen", "wordpiece") or t.isascii()]
-    texts = [t for t in texts if kind != "wordpiece" or t.isprintable()]
-    assert len(texts) > 150
+    texts = [t for t in texts if kind != "wordpiece" or (t.isprintable() and len(t) < 100)]
+    # From plain text its SentencePiece may still put control tokens' names together into the tokens.
+    plain = [t for t in texts if not any(name in t for name in ours.recipe.hidden)]
+    assert len(plain) > 150
     command = [sys.executable, "-c", LLAMA_CPP, str(path)]
-    run = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=False)
+    run = subprocess.run(command, input=json.dumps([texts, plain]), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-1000:]
-    got = [[ours.encode(t, add_special=s, parse_special=s) for t in texts] for s in (True, False)]
-    assert got == json.loads(run.stdout)
+    assert [json.loads(line) for line in run.stdout.splitlines()] == [
+        [ours.encode(t) for t in texts],
+        [ours.encode(t, add_special=False, parse_special=False) for t in plain],
+    ]
 
 
 def test_rows_beyond_the_vocabulary(tmp_path: Path) -> None:
@@ -283,21 +287,15 @@ REFUSED = {
     "marks inside words": TINY["marked bpe"],
     "merges that are no scores": TINY["open merges"],
     "added token that strips": TINY["added tokens"],
-    "wordpiece with another normalizer": lambda: edited(
-        wordpiece(), lambda c: c.update(normalizer={"type": "NFC"})
-    ),
+    "wordpiece with another normalizer": lambda: edited(wordpiece(), lambda c: c.update(normalizer={"type": "NFC"})),
     "sentencepiece with another normalizer": lambda: edited(
         sentencepiece_like(), lambda c: c["normalizer"]["normalizers"].append({"type": "NFKC"})
     ),
-    "byte-level with another normalizer": lambda: edited(
-        byte_level(), lambda c: c.update(normalizer={"type": "NFKC"})
-    ),
+    "byte-level with another normalizer": lambda: edited(byte_level(), lambda c: c.update(normalizer={"type": "NFKC"})),
     "unigram with another normalizer": lambda: edited(
         TINY["unigram"](), lambda c: c.update(normalizer={"type": "NFC"})
     ),
-    "no byte fallback": lambda: edited(
-        sentencepiece_like(), lambda c: c["model"].update(byte_fallback=False)
-    ),
+    "no byte fallback": lambda: edited(sentencepiece_like(), lambda c: c["model"].update(byte_fallback=False)),
 }
 
 
@@ -358,9 +356,7 @@ def test_minimal_metadata() -> None:
 def test_damaged_metadata_never_crashes(tmp_path: Path) -> None:
     """Whatever the values are, it is a tokenizer or a CutawayError."""
     rng = random.Random(44)
-    metadata = [
-        tokenizer(tmp_path / kind, kind).to_gguf() for kind in ("gpt2", "llama 2", "unigram", "wordpiece")
-    ]
+    metadata = [tokenizer(tmp_path / kind, kind).to_gguf() for kind in ("gpt2", "llama 2", "unigram", "wordpiece")]
     junk = [None, -1, 10**9, "x", "", [], [None], {}, 1.5, b"\xff", [["a"]], np.zeros(3), True]
     for _ in range(400):
         damaged = dict(rng.choice(metadata))
@@ -374,9 +370,7 @@ def test_damaged_metadata_never_crashes(tmp_path: Path) -> None:
 
 def test_byte_tokens_are_bytes(tmp_path: Path) -> None:
     metadata = tokenizer(tmp_path, "llama 2").to_gguf()
-    types = dict(
-        zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"].tolist(), strict=True)
-    )
+    types = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"].tolist(), strict=True))
     assert {types[b] for b in BYTES} == {6}
     assert (types["<s>"], types["▁"]) == (3, 1)
 

@@ -38,9 +38,7 @@ def smollm2_reference(metadata: dict[str, Any]) -> Reference:
     t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
     t.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"]
-    t.add_special_tokens(
-        [AddedToken(x, normalized=False) for x, k in zip(tokens, types, strict=True) if k == 3]
-    )
+    t.add_special_tokens([AddedToken(x, normalized=False) for x, k in zip(tokens, types, strict=True) if k == 3])
     return t
 
 
@@ -60,9 +58,7 @@ def _varint(value: int) -> bytes:
 def sentencepiece_reference(metadata: dict[str, Any]) -> sentencepiece.SentencePieceProcessor:
     """SentencePiece's own model file, written from the vocabulary: pieces, BPE with byte fallback, no normalization."""
     proto = bytearray()
-    rows = zip(
-        *(metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")), strict=True
-    )
+    rows = zip(*(metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")), strict=True)
     for token, score, kind in rows:
         piece = _field(1, 2, token.replace(" ", "▁").encode()) + _field(2, 5, struct.pack("<f", score))
         unknown = token == "<unk>"
@@ -127,9 +123,7 @@ def test_roles_and_stops(smollm2: dict[str, Any], gemma3: dict[str, Any], minilm
 
 
 @pytest.mark.parametrize("model", ["smollm2", "minilm_dir"])
-def test_saved_directory_loads_in_transformers(
-    model: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_saved_directory_loads_in_transformers(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     source = request.getfixturevalue(model)
     ours = Tokenizer.from_gguf(source) if model == "smollm2" else Tokenizer.from_dir(source)
     ours.save(tmp_path)

@@ -47,9 +47,7 @@ def test_control_tokens_in_text_can_be_plain_text(twins: Twins) -> None:
     # Where the reference lets the algorithm itself make a control token (Unigram does), ours rightly differs.
     honest = [not ours.special_ids & set(ids) - unknown for ids in expected]
     assert sum(honest) > 450
-    assert [g for g, h in zip(got, honest, strict=True) if h] == [
-        e for e, h in zip(expected, honest, strict=True) if h
-    ]
+    assert [g for g, h in zip(got, honest, strict=True) if h] == [e for e, h in zip(expected, honest, strict=True) if h]
 
 
 def test_text_of_ids_is_the_reference_s(twins: Twins) -> None:

@@ -57,9 +57,7 @@ def test_table_agrees_with_ggml(name: str) -> None:
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_docstring_says_bits_per_weight(name: str) -> None:
     form = blocks.FORMATS[name]
-    assert form.decode.__doc__.startswith(
-        f"{name}, {form.bytes} bytes for {form.elements} weights, {form.bits:g} bits"
-    )
+    assert form.decode.__doc__.startswith(f"{name}, {form.bytes} bytes for {form.elements} weights, {form.bits:g} bits")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -76,9 +74,7 @@ def test_decodes_random_bytes(name: str, draw: torch.Generator) -> None:
 def test_decodes_adversarial_bytes(name: str, fill: int) -> None:
     """Codes at their ends under every kind of scale: each two bytes in turn are ±0, ±1, ±inf, tiny, huge."""
     form = blocks.FORMATS[name]
-    halves = torch.tensor(
-        [0.0, -0.0, 1.0, -1.0, 65504, 6e-8, float("inf"), float("-inf")], dtype=torch.float16
-    )
+    halves = torch.tensor([0.0, -0.0, 1.0, -1.0, 65504, 6e-8, float("inf"), float("-inf")], dtype=torch.float16)
     raw = torch.full((len(halves) * form.bytes // 2, form.bytes), fill, dtype=torch.uint8)
     for row in range(len(raw)):
         at = row // len(halves) * 2
@@ -125,9 +121,7 @@ def test_encodes_more_than_one_chunk(name: str, draw: torch.Generator) -> None:
     np.testing.assert_array_equal(blocks.quantize(weights, name).numpy(), encoded(weights, name))
 
 
-@pytest.mark.parametrize(
-    ("name", "levels"), [("Q8_0", 254), ("Q5_1", 31), ("Q5_0", 31), ("Q4_1", 15), ("Q4_0", 15)]
-)
+@pytest.mark.parametrize(("name", "levels"), [("Q8_0", 254), ("Q5_1", 31), ("Q5_0", 31), ("Q4_1", 15), ("Q4_0", 15)])
 def test_round_trip_error_is_below_one_step(name: str, levels: int, draw: torch.Generator) -> None:
     """A step is at most the extent over the number of levels; symmetric codes cut the short side by one."""
     weights = torch.rand(100, 32, generator=draw) * 2 - 1
@@ -202,11 +196,11 @@ def test_errors_say_what_to_do() -> None:
 
 
 def check_file(path: Path) -> set[str]:
-    """Every tensor of a real file, or its first million weights: enough blocks, and a small bill."""
+    """Every tensor of a real file, or its first 130,000 weights: enough blocks, and a small bill."""
     file = gguf.read(path)
     for name, info in file.tensors.items():
         width = info.shape[-1]
-        raw = file.raw(name).view(-1, blocks.FORMATS[info.type].nbytes([width]))[: 2**20 // width + 1]
+        raw = file.raw(name).view(-1, blocks.FORMATS[info.type].nbytes([width]))[: 2**17 // width + 1]
         shape = (len(raw), width)
         same_numbers(blocks.dequantize(raw, info.type, shape), reference(raw, info.type, shape))
     return {info.type for info in file.tensors.values()}

@@ -51,9 +51,7 @@ def float32(value: Any) -> Any:
     """What a Python float becomes in the file."""
     if isinstance(value, list) and any(isinstance(item, float) for item in value):
         return np.array(value, np.float32).tolist()
-    return (
-        float(np.float32(value)) if isinstance(value, float) and not isinstance(value, np.float64) else value
-    )
+    return float(np.float32(value)) if isinstance(value, float) and not isinstance(value, np.float64) else value
 
 
 @pytest.fixture
@@ -215,9 +213,7 @@ def test_raw_is_a_view_that_does_not_reach_the_disk(path: Path) -> None:
 
 def test_a_missing_tensor_is_not_found(path: Path) -> None:
     gguf.write(path, {}, [("blk.0.attn_q.weight", (8,), "F32", torch.ones(8))])
-    with pytest.raises(
-        NotFound, match=r"model\.gguf: no tensor 'blk.0.attn_k.weight' \(near it: blk.0.attn_q.weight"
-    ):
+    with pytest.raises(NotFound, match=r"model\.gguf: no tensor 'blk.0.attn_k.weight' \(near it: blk.0.attn_q.weight"):
         gguf.read(path).load("blk.0.attn_k.weight")
     with pytest.raises(NotFound, match="holds 1 others"):
         gguf.read(path).raw("???")
@@ -257,12 +253,7 @@ def array(kind: int, count: int, body: bytes = b"") -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    return (
-        text("k")
-        + struct.pack("<I", ARRAY)
-        + struct.pack("<IQ", ARRAY, 1) * (depth - 1)
-        + struct.pack("<IQ", 4, 0)
-    )
+    return text("k") + struct.pack("<I", ARRAY) + struct.pack("<IQ", ARRAY, 1) * (depth - 1) + struct.pack("<IQ", 4, 0)
 
 
 def number(key: str, kind: int, body: bytes) -> bytes:
@@ -285,6 +276,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "many keys": (build(counts=(0, 2**64 - 1)), "metadata 'k?'|metadata key 2 of 18,446"),
     "many tensors": (build(counts=(2**63, 0)), "tensor .* dimensions"),
     "long string": (build((text("k") + struct.pack("<IQ", STRING, 2**63),)), "metadata 'k': 9,223,372"),
+    "last string": (build((text("k") + struct.pack("<IQ", STRING, 5),))[:45] + b"abcd", "'k': 5 bytes from"),
     "long key": (build((struct.pack("<Q", 2**64 - 1),), counts=(0, 1)), "metadata key 1 of 1: 18,446"),
     "key not UTF-8": (build((text(b"\xff\xfe") + struct.pack("<II", U32, 1),)), "not UTF-8"),
     "token not UTF-8": (build((array(STRING, 1, text(b"\xe4\xb8")),)), "'k': the string at .* not UTF-8"),

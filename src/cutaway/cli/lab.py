@@ -51,6 +51,7 @@ def list_labs(as_json: Json = False, language: InLanguage = Language.en) -> None
 @app.command()
 def run(
     id: Id,
+    *,
     knob: Annotated[
         list[str] | None, typer.Option("--knob", "-k", help="Set a knob; repeatable.", metavar="NAME=VALUE")
     ] = None,
@@ -86,16 +87,14 @@ def show(id: Id, as_json: Json = False, language: InLanguage = Language.en) -> N
 
     evidence = latest(find(id).id)
     if evidence is None:
-        raise NotFound(
-            "has no evidence yet", f"lab {id} in {results_dir()}", f"run `cutaway lab run {id} --quick`"
-        )
+        raise NotFound("has no evidence yet", f"lab {id} in {results_dir()}", f"run `cutaway lab run {id} --quick`")
     _show(evidence, as_json, language)
 
 
 def _show(evidence: Evidence, as_json: bool, language: Language) -> None:
-    from cutaway.labs.card import card
+    from cutaway.labs.card import Card
 
-    Console(stderr=as_json).print(card(evidence, language.value))
+    Console(stderr=as_json).print(Card(evidence, language.value))
     if as_json:
         typer.echo(evidence.to_json())
 

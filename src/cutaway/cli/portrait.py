@@ -80,7 +80,8 @@ class Fold:
 
     @property
     def label(self) -> str:
-        return self.nodes[0].name if len(self.nodes) == 1 else f"{spans([int(n.name) for n in self.nodes])}"
+        names = [node.name for node in self.nodes]
+        return spans([int(name) for name in names]) if names[0].isdigit() else names[0]
 
 
 def tree(root: Node, depth: int | None) -> Table:

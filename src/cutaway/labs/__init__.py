@@ -1,1 +1,1 @@
-"""Claims as data: a lab is a function with knobs that returns evidence for or against what is said of a model."""
+"""Claims as data: a lab is a function with knobs that returns evidence for or against what is said."""

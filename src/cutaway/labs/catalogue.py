@@ -22,7 +22,5 @@ def find(id: str) -> Lab:
     """Errors: no such lab."""
     if id not in LABS:
         close = difflib.get_close_matches(id, LABS, 1)
-        raise NotFound(
-            f"no lab {id!r}", hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(LABS)}"
-        )
+        raise NotFound(f"no lab {id!r}", hint=f"did you mean {close[0]}?" if close else f"there are {', '.join(LABS)}")
     return LABS[id]

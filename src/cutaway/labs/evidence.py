@@ -68,10 +68,10 @@ class Axis(_Record):
 
 
 class Series(_Record):
-    """Points (x[i], y[i]); the x of a bar are names."""
+    """Points (x[i], y[i]). The x of bars are names, all others numbers."""
 
     name: str
-    x: list[str] | list[FiniteFloat]
+    x: Sequence[str | FiniteFloat]
     y: list[FiniteFloat]
 
     @model_validator(mode="after")
@@ -82,12 +82,22 @@ class Series(_Record):
 
 
 class Plot(_Record):
-    """What to draw, not how."""
+    """What to draw, not how. A logarithmic axis has positive values only."""
 
     kind: Literal["line", "bar", "scatter"]
     x: Axis
     y: Axis
-    series: list[Series]
+    series: list[Series] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Plot:
+        for series in self.series:
+            numbers = [x for x in series.x if not isinstance(x, str)]
+            if not series.x or len(numbers) != (0 if self.kind == "bar" else len(series.x)):
+                raise ValueError(f"the x of series {series.name!r} do not suit a {self.kind}")
+            if (self.y.log and min(series.y) <= 0) or (self.x.log and min(numbers, default=1) <= 0):
+                raise ValueError(f"series {series.name!r} has values that a logarithmic axis cannot show")
+        return self
 
 
 class Check(_Record):
@@ -153,9 +163,7 @@ class Evidence(Finding):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise CutawayError(
-                f"is not evidence: {place}: {first['msg']}", where, "run the lab again"
-            ) from None
+            raise CutawayError(f"is not evidence: {place}: {first['msg']}", where, "run the lab again") from None
 
 
 def results_dir() -> Path:
@@ -165,11 +173,7 @@ def results_dir() -> Path:
 
 def store(evidence: Evidence, folder: Path | None = None) -> Path:
     """Write `<folder>/<lab>/<UTC time>.json`; the name sorts by time. Returns the path."""
-    path = (
-        (folder or results_dir())
-        / evidence.lab
-        / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
-    )
+    path = (folder or results_dir()) / evidence.lab / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
     with atomic(path) as partial:
         partial.write_text(evidence.to_json() + "\n", "utf-8")
     return path

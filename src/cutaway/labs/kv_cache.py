@@ -1,11 +1,11 @@
 """What the key/value cache saves: work that is counted, and time that is measured beside it.
 
-Without a cache, token n + 1 costs a forward pass over all n tokens before it; with one, over the newest alone, which
-looks at the keys and values of the others. Two ways to the same logits, timed in turns.
+Without a cache, token n + 1 costs a forward pass over all n tokens before it; with one, over the newest
+alone, which looks at the keys and values of the others. Two ways to the same logits, timed in turns.
 
-The cost of a whole reply is measured in full at small lengths, and both ways must choose the same tokens there. At
-large ones it is the sum of the measured costs of single tokens, at sampled lengths and on straight lines between
-them, because generating 2,048 tokens without a cache would take hours and teach nothing more.
+The cost of a whole reply is measured in full at small lengths, where both ways must choose the same tokens.
+At large ones it is the sum of the measured costs of single tokens, at sampled lengths and on straight lines
+between them: generating 2,048 tokens without a cache would take hours and teach nothing more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.lab import Knob, Run, lab
 from cutaway.labs.subject import MODEL, Cached, decoder, last_logits, reading, subject
 from cutaway.labs.timing import growth, interleaved, summed
@@ -42,10 +42,9 @@ class Both(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Choosing the next token after n: positions computed, FLOPs, seconds; and the same for all tokens so far."""
+    """Choosing the next token after n: FLOPs, seconds; then positions and seconds of all tokens so far."""
 
     n: int
-    positions: Both
     flops: Both
     seconds: Both
     positions_so_far: Both
@@ -67,10 +66,12 @@ def kv_cache(
         int, Knob("tokens in all; doubled up to it", "总词元数；逐次翻倍到此", quick=64, min=8, max=8192)
     ] = 2048,
     generate: Annotated[
-        int, Knob("tokens really generated both ways", "两种方式各真实生成的词元数", quick=12, min=2, max=512)
+        int, Knob("tokens really generated both ways", "两种方式各真实生成的词元数", quick=8, min=2, max=512)
     ] = 64,
-    repeats: Annotated[int, Knob("timings of each, in turns", "交替计时的次数", quick=3, min=1, max=99)] = 5,
+    repeats: Annotated[int, Knob("timings of each, in turns", "交替计时的次数", quick=2, min=1, max=99)] = 5,
 ) -> Finding:
+    if prompt + generate > longest:
+        raise CutawayError(f"must be at least prompt + generate = {prompt + generate}", "knob longest")
     lengths, loaded = doubled(prompt, longest), subject(model)
     tokens_T, subject_model = reading(loaded, longest), decoder(loaded)
     with torch.inference_mode():
@@ -79,7 +80,7 @@ def kv_cache(
         difference = chunked_difference(subject_model, tokens_T[: min(longest, 256)], run)
     points = trace(Cost(subject_model.spec), lengths, seconds)
     return Finding(
-        table=_table(points),
+        table=table(COLUMNS, map(_row, points)),
         plot=_plot(points),
         verdict=_verdict(points, generate, steps),
         checks=_checks(points, replies, difference),
@@ -87,14 +88,12 @@ def kv_cache(
 
 
 def doubled(first: int, last: int) -> list[int]:
-    """first, twice that, and so on, and last. Errors: last not beyond first."""
-    if last <= first:
-        raise CutawayError(f"must be more than prompt = {first}, got {last}", "knob longest")
+    """first, twice that, and so on, and last."""
     return [*itertools.takewhile(lambda n: n < last, (first * 2**i for i in itertools.count())), last]
 
 
 def work(prompt: int, new: int) -> Both:
-    """Token positions computed to choose `new` tokens after a prompt: sum of P + i for i < new, against P + new - 1."""
+    """Positions computed to choose `new` tokens after P: the sum of P + i for i < new, or P + new - 1."""
     return Both(sum(prompt + i for i in range(new)), prompt + new - 1)
 
 
@@ -105,9 +104,7 @@ def time_both(model: Decoder, tokens_T: Tensor, repeats: int) -> Both:
     return Both(*interleaved([lambda: last_logits(model, tokens_T), lambda: cached.again(tokens_T)], repeats))
 
 
-def generate_both(
-    model: Decoder, prompt_T: Tensor, count: int, run: Run
-) -> tuple[Both, tuple[list[int], list[int]]]:
+def generate_both(model: Decoder, prompt_T: Tensor, count: int, run: Run) -> tuple[Both, tuple[list[int], list[int]]]:
     """Seconds of greedy generation, and what was generated, without a cache and with it."""
     cached = Cached(model, len(prompt_T) + count)
     ways: list[Callable[[Tensor], Tensor]] = [lambda tokens_T: last_logits(model, tokens_T), cached.logits]
@@ -122,7 +119,7 @@ def generate_both(
 
 
 def chunked_difference(model: Decoder, tokens_T: Tensor, run: Run) -> float:
-    """Largest difference of the last logits when the cache is filled in chunks of several sizes, or not used."""
+    """Largest difference of the last logits between no cache and one filled in chunks of several sizes."""
     whole_V, differences = last_logits(model, tokens_T), []
     for chunk in run.each([c for c in CHUNKS if c < len(tokens_T)], "filling the cache in chunks of"):
         cached = Cached(model, len(tokens_T))
@@ -138,7 +135,6 @@ def trace(cost: Cost, lengths: list[int], seconds: list[Both]) -> list[Point]:
     return [
         Point(
             n=n,
-            positions=Both(n, 1),
             flops=Both(cost.flops(n, rows=1), cost.flops(1, past=n - 1, rows=1)),
             seconds=second,
             positions_so_far=work(prompt, n - prompt + 1),
@@ -149,34 +145,28 @@ def trace(cost: Cost, lengths: list[int], seconds: list[Both]) -> list[Point]:
 
 
 def so_far(lengths: list[int], seconds: list[Both], n: int) -> Both:
-    """Seconds from the prompt to the token after n, from costs at some lengths. The first token is the prompt's."""
+    """Seconds to choose the tokens after lengths[0] ... n; the first costs a pass over the prompt anyway."""
     without, cached = ([*column] for column in zip(*seconds, strict=True))
     first = lengths[0]
     return Both(summed(lengths, without, first, n), without[0] + summed(lengths, cached, first + 1, n))
 
 
-COLUMNS = (
-    ("tokens", ""),
-    ("positions, no cache", "per token"),
-    ("positions, cache", "per token"),
-    ("FLOPs, no cache", "per token"),
-    ("FLOPs, cache", "per token"),
-    ("time, no cache", "ms/token"),
-    ("time, cache", "ms/token"),
-    ("time ratio", ""),
-    ("positions so far, ratio", ""),
-    ("time so far, no cache", "s, interpolated"),
-    ("time so far, cache", "s, interpolated"),
-)
+COLUMNS = {
+    "tokens": "",
+    "work, no cache": "GFLOP/token",
+    "work, cache": "GFLOP/token",
+    "time, no cache": "ms/token",
+    "time, cache": "ms/token",
+    "time ratio": "",
+    "positions so far, ratio": "",
+    "time so far, no cache": "s, interpolated",
+    "time so far, cache": "s, interpolated",
+}
 
 
-def _table(points: list[Point]) -> Table:
-    rows: list[list[Cell]] = [
-        [p.n, *map(int, p.positions), *map(float, p.flops), *(1e3 * s for s in p.seconds), p.seconds.ratio]
-        + [p.positions_so_far.ratio, *p.seconds_so_far]
-        for p in points
-    ]
-    return Table(columns=[Column(name=name, unit=unit) for name, unit in COLUMNS], rows=rows)
+def _row(p: Point) -> list[Cell]:
+    work, milliseconds = (f / 1e9 for f in p.flops), (1e3 * s for s in p.seconds)
+    return [p.n, *work, *milliseconds, p.seconds.ratio, p.positions_so_far.ratio, *p.seconds_so_far]
 
 
 def _plot(points: list[Point]) -> Plot:
@@ -206,26 +196,38 @@ def _checks(points: list[Point], replies: tuple[list[int], list[int]], differenc
     flops, _ = exponents(points)
     return [
         check(replies[0] == replies[1], "both ways choose the same tokens", "两种方式逐个生成的词元完全一致"),
-        check(difference < TOLERANCE, f"logits differ by at most {difference:.1e}, whatever the chunks in which the cache was filled", f"无论分多大的块填充缓存，logits 相差至多 {difference:.1e}"),
-        check(flops.without > 0.8 and flops.cached < 0.3, f"counted FLOPs per token grow as n^{flops.without:.2f} without the cache, n^{flops.cached:.2f} with it", f"按计数，每词元 FLOPs 无缓存时随 n^{flops.without:.2f} 增长，有缓存时为 n^{flops.cached:.2f}"),
+        check(
+            difference < TOLERANCE,
+            f"logits differ by at most {difference:.1e}, whatever the chunks in which the cache was filled",
+            f"无论分多大的块填充缓存，logits 相差至多 {difference:.1e}",
+        ),
+        check(
+            flops.without > 0.8 and flops.cached < 0.3,
+            f"counted FLOPs per token grow as n^{flops.without:.2f} without the cache, n^{flops.cached:.2f} with it",
+            f"按计数，每词元 FLOPs 无缓存时随 n^{flops.without:.2f} 增长，有缓存时为 n^{flops.cached:.2f}",
+        ),
     ]
 
 
 def _verdict(points: list[Point], generate: int, steps: Both) -> Words:
-    last, (_, seconds) = points[-1], exponents(points)
-    n, prompt = last.n, points[0].n
-    new = n - prompt + 1
-    expected = so_far([p.n for p in points], [p.seconds for p in points], prompt + generate - 1)
-    return both(f"After {n:,} tokens the next one takes {last.seconds.without * 1e3:,.0f} ms without a cache and "
-        f"{last.seconds.cached * 1e3:,.1f} ms with it: {last.seconds.ratio:,.0f} times as long, for "
-        f"{last.flops.ratio:,.0f} times the FLOPs. Measured time per token grows as n^{seconds.without:.2f} without and "
-        f"n^{seconds.cached:.2f} with. A reply of {new:,} tokens to a prompt of {prompt} computes "
-        f"{last.positions_so_far.ratio:,.0f} times the positions and takes {last.seconds_so_far.without:,.0f} s instead of "
-        f"{last.seconds_so_far.cached:,.1f} s (interpolated between the sampled lengths). Really generated, {generate} tokens "
-        f"took {steps.without:.1f} s without and {steps.cached:.1f} s with; interpolation says {expected.without:.1f} and "
-        f"{expected.cached:.1f}.", f"已有 {n:,} 个词元时，下一个词元无缓存需 {last.seconds.without * 1e3:,.0f} 毫秒，有缓存 {last.seconds.cached * 1e3:,.1f} "
-        f"毫秒：用时 {last.seconds.ratio:,.0f} 倍，FLOPs {last.flops.ratio:,.0f} 倍。实测每词元用时无缓存随 "
-        f"n^{seconds.without:.2f} 增长，有缓存随 n^{seconds.cached:.2f}。对 {prompt} 个词元的提示生成 {new:,} 个词元，计算的位置数为 "
-        f"{last.positions_so_far.ratio:,.0f} 倍，用时 {last.seconds_so_far.without:,.0f} 秒对 {last.seconds_so_far.cached:,.1f} "
-        f"秒（由抽样长度插值求和）。真实生成 {generate} 个词元，无缓存 {steps.without:.1f} 秒，有缓存 {steps.cached:.1f} 秒；"
-        f"插值所得为 {expected.without:.1f} 与 {expected.cached:.1f} 秒。")
+    last, (_, grown) = points[-1], exponents(points)
+    n, prompt, spent = last.n, points[0].n, last.seconds_so_far
+    said = so_far([p.n for p in points], [p.seconds for p in points], prompt + generate - 1)
+    ms = Both(*(1e3 * s for s in last.seconds))
+    return both(
+        f"After {n:,} tokens the next one takes {ms.without:,.0f} ms without a cache and {ms.cached:,.1f} "
+        f"ms with it: {ms.ratio:,.0f} times as long, for {last.flops.ratio:,.0f} times the FLOPs. Measured "
+        f"time per token grows as n^{grown.without:.2f} without and n^{grown.cached:.2f} with. A reply of "
+        f"{n - prompt + 1:,} tokens to a prompt of {prompt} computes {last.positions_so_far.ratio:,.0f} "
+        f"times the positions and takes {spent.without:,.0f} s instead of {spent.cached:,.1f} s "
+        f"(interpolated between the sampled lengths). Really generated, {generate} tokens took "
+        f"{steps.without:.1f} s without and {steps.cached:.1f} s with; interpolation says "
+        f"{said.without:.1f} and {said.cached:.1f}.",
+        f"已有 {n:,} 个词元时，下一个词元无缓存需 {ms.without:,.0f} 毫秒，有缓存 {ms.cached:,.1f} 毫秒：用"
+        f"时 {ms.ratio:,.0f} 倍，FLOPs {last.flops.ratio:,.0f} 倍。实测每词元用时无缓存随 "
+        f"n^{grown.without:.2f} 增长，有缓存随 n^{grown.cached:.2f}。对 {prompt} 个词元的提示生成 "
+        f"{n - prompt + 1:,} 个词元，计算的位置数为 {last.positions_so_far.ratio:,.0f} 倍，用时 "
+        f"{spent.without:,.0f} 秒对 {spent.cached:,.1f} 秒（在抽样长度之间插值）。真实生成 {generate} 个词"
+        f"元，无缓存 {steps.without:.1f} 秒，有缓存 {steps.cached:.1f} 秒；插值所得为 {said.without:.1f} 与"
+        f" {said.cached:.1f} 秒。",
+    )

@@ -1,7 +1,7 @@
 """What a lab is: a question, a function with knobs, and the rules by which it becomes evidence.
 
     @lab("coin", title=both(...), question=both(...), seconds={"quick": 1, "full": 20})
-    def coin(run: Run, *, tosses: Annotated[int, Knob("how often", "次数", quick=100)] = 9999) -> Finding:
+    def coin(run: Run, *, tosses: Annotated[int, Knob("how often", "次数", quick=99)] = 9999) -> Finding:
         heads = sum(... for _ in run.each(range(tosses), "tossing"))
         return Finding(table=..., plot=..., verdict=..., checks=[...])
 
@@ -83,7 +83,7 @@ class Setting:
         return self.default if profile == "full" or self.knob.quick is None else self.knob.quick
 
     def parse(self, raw: object, where: str) -> Value:
-        """`raw`, text from a command line or a JSON value, as this knob's type. Errors: not that type, out of range."""
+        """`raw`, text or a JSON value, as this knob's type. Errors: not that type, out of range."""
         try:
             value = PARSERS[self.kind](raw)
         except (ValueError, TypeError, OverflowError):
@@ -91,9 +91,7 @@ class Setting:
         low, high = self.knob.min, self.knob.max
         if self.choices and value not in self.choices:
             raise CutawayError(f"must be one of {', '.join(map(str, self.choices))}, got {raw!r}", where)
-        if not isinstance(value, str) and (
-            value < (value if low is None else low) or value > (value if high is None else high)
-        ):
+        if (low is not None and float(value) < low) or (high is not None and float(value) > high):
             raise CutawayError(f"must be {_bounds(low, high)}, got {value}", where)
         return value
 
@@ -203,7 +201,7 @@ class Lab:
             lab=self.id,
             title=self.title,
             holds=all(check.holds for check in finding.checks),
-            knobs=knobs,
+            knobs={**knobs},
             profile=profile,
             seed=seed,
             seconds=round(time.perf_counter() - began, 3),

@@ -3,8 +3,8 @@
     LayerNorm(x) = (x - mean) / std * w + b        two reductions over a row, the second after the first
     RMSNorm(x)   =  x / rms * w                    one
 
-Four views: algebra in float64; operations counted and timed; a trained RMSNorm model whose norms are made to subtract
-the mean; small models trained from scratch with either, on this package's own source code, byte by byte.
+Four views: algebra in float64; operations counted and timed; a trained RMSNorm model whose norms are made to
+subtract the mean; small models trained from scratch with either, on this package's own source, byte by byte.
 """
 
 from __future__ import annotations
@@ -63,22 +63,21 @@ class Training(NamedTuple):
 @lab(
     "rms-vs-layer",
     title=both("RMSNorm against LayerNorm", "RMSNorm 对 LayerNorm"),
-    question=both("What does RMSNorm leave out of LayerNorm, and why do Llama-type models prefer it?", "RMSNorm 比 LayerNorm 省了什么？Llama 一类的模型为什么选它？"),
+    question=both(
+        "What does RMSNorm leave out of LayerNorm, and why do Llama-type models prefer it?",
+        "RMSNorm 比 LayerNorm 省了什么？Llama 一类的模型为什么选它？",
+    ),
     seconds={"quick": 8, "full": 200},
 )
 def rms_vs_layer(
     run: Run,
     *,
     model: Annotated[str, Knob("the trained model", "训练好的模型")] = MODEL,
-    length: Annotated[
-        int, Knob("tokens of text it reads", "读入文本的词元数", quick=64, min=2, max=8192)
-    ] = 512,
+    length: Annotated[int, Knob("tokens of text it reads", "读入文本的词元数", quick=64, min=2, max=8192)] = 512,
     rows: Annotated[
         int, Knob("rows normalized in one timed call", "每次计时归一化的行数", quick=64, min=1, max=10**6)
     ] = 512,
-    repeats: Annotated[
-        int, Knob("timings of each, in turns", "交替计时的次数", quick=5, min=5, max=1001)
-    ] = 51,
+    repeats: Annotated[int, Knob("timings of each, in turns", "交替计时的次数", quick=5, min=5, max=1001)] = 51,
     width: Annotated[
         int, Knob("width of the trained-from-scratch model", "从零训练的模型宽度", quick=32, min=16, max=512)
     ] = 128,
@@ -116,9 +115,21 @@ def algebra(generator: torch.Generator, width: int) -> list[Check]:
     shifted = [_gap(norm(x_TD + 3), norm(x_TD)) for norm in (rms, layer)]
     eps = _gap(_norm("rms", weight_D, 1e-5)(x_TD), _norm("rms", weight_D, 1e-6)(x_TD))
     return [
-        check(same < 1e-12, f"equal on rows of zero mean (to {same:.0e})", f"在零均值的行上两者相等（相差 {same:.0e}）"),
-        check(scaled < 1e-12 and shifted[1] < 1e-12 and shifted[0] > 0.1, f"neither notices the scale of x (to {scaled:.0e}); LayerNorm alone does not notice a shift", f"两者都不受 x 缩放影响（相差 {scaled:.0e}）；只有 LayerNorm 不受平移影响"),
-        check(eps > 1e-9, f"eps 1e-5 and 1e-6 differ by {eps:.0e}: a comparison in float64 must agree to less", f"eps 取 1e-5 与 1e-6 相差 {eps:.0e}：float64 下的比对必须比这更严"),
+        check(
+            same < 1e-12,
+            f"equal on rows of zero mean (to {same:.0e})",
+            f"在零均值的行上两者相等（相差 {same:.0e}）",
+        ),
+        check(
+            scaled < 1e-12 and shifted[1] < 1e-12 and shifted[0] > 0.1,
+            f"neither notices the scale of x (to {scaled:.0e}); LayerNorm alone does not notice a shift",
+            f"两者都不受 x 缩放影响（相差 {scaled:.0e}）；只有 LayerNorm 不受平移影响",
+        ),
+        check(
+            eps > 1e-9,
+            f"eps 1e-5 and 1e-6 differ by {eps:.0e}: a comparison in float64 must agree to less",
+            f"eps 取 1e-5 与 1e-6 相差 {eps:.0e}：float64 下的比对必须比这更严",
+        ),
     ]
 
 
@@ -207,14 +218,12 @@ def timed(rows: int, width: int, repeats: int) -> list[Pair]:
 
 @torch.inference_mode()
 def real(source: str, length: int, run: Run) -> tuple[dict[str, float], tuple[float, float], int]:
-    """|mean| / rms at each block's attention norm, losses with the norms as trained and subtracting the mean, width."""
+    """|mean| / rms before attention and the final norm; losses as trained and centered; the width."""
     loaded = subject(source)
     trained, tokens_T = decoder(loaded), reading(loaded, length)
     off_center: dict[str, float] = {}
     hooks = [
-        module.register_forward_pre_hook(
-            lambda _, inputs, at=name: off_center.update({at: off_center_of(inputs[0])})
-        )
+        module.register_forward_pre_hook(lambda _, inputs, at=name: off_center.update({at: off_center_of(inputs[0])}))
         for name, module in trained.named_modules()
         if name.endswith(("attention_norm", "final_norm"))
     ]
@@ -267,9 +276,7 @@ def small_spec(kind: Kind, width: int, layers: int) -> Spec:
         ffn=FeedForwardSpec(8 * width // 3, "silu", gated=True),
         norm=NormSpec(kind, EPS),
     )
-    return Spec(
-        "llama", 256, width, RUN_LENGTH, EmbeddingSpec(), (block,) * layers, block.norm, HeadSpec(tied=False)
-    )
+    return Spec("llama", 256, width, RUN_LENGTH, EmbeddingSpec(), (block,) * layers, block.norm, HeadSpec(tied=False))
 
 
 def source_bytes() -> Tensor:
@@ -306,13 +313,9 @@ def train(spec: Spec, steps: int, seed: int, run: Run) -> Training:
 def batch_loss(model: Decoder, data: Tensor, generator: torch.Generator) -> Tensor:
     """Loss of `RUNS` random stretches laid end to end, nats per byte."""
     starts = torch.randint(len(data) - RUN_LENGTH - 1, (RUNS,), generator=generator).tolist()
-    inputs_T, targets_T = (
-        torch.cat([data[s + shift : s + shift + RUN_LENGTH] for s in starts]) for shift in (0, 1)
-    )
+    inputs_T, targets_T = (torch.cat([data[s + shift : s + shift + RUN_LENGTH] for s in starts]) for shift in (0, 1))
     lengths = [RUN_LENGTH] * RUNS
-    return F.cross_entropy(
-        model.logits(model(inputs_T, positions_of(lengths), BlockDiagonal(lengths))), targets_T
-    )
+    return F.cross_entropy(model.logits(model(inputs_T, positions_of(lengths), BlockDiagonal(lengths))), targets_T)
 
 
 def _merge(a: Training, b: Training) -> Training:
@@ -328,9 +331,7 @@ def _training_pairs(small: dict[Kind, Spec], trained: dict[Kind, Training], seed
             f"nats/byte, {seeds} seeds",
             *(statistics.mean(t.held_out) for t in (rms, layer)),
         ),
-        Pair(
-            "held-out loss, spread", "max - min", *(max(t.held_out) - min(t.held_out) for t in (rms, layer))
-        ),
+        Pair("held-out loss, spread", "max - min", *(max(t.held_out) - min(t.held_out) for t in (rms, layer))),
         Pair("time of a training step", "ms", rms.seconds * 1e3, layer.seconds * 1e3),
     ]
 
@@ -339,12 +340,9 @@ def _training_pairs(small: dict[Kind, Spec], trained: dict[Kind, Training], seed
 
 
 def _table(pairs: list[Pair], losses: tuple[float, float]) -> Table:
-    columns = [
-        Column(name=name) for name in ("property", "unit", "RMSNorm", "LayerNorm", "LayerNorm / RMSNorm")
-    ]
+    names = ("property", "unit", "RMSNorm", "LayerNorm", "LayerNorm / RMSNorm")
     pairs = [*pairs, Pair("trained model's loss with this norm", "nats/token", *losses)]
-    rows: list[list[Cell]] = [[p.name, p.unit, p.rms, p.layer, p.layer / p.rms] for p in pairs]
-    return Table(columns=columns, rows=rows)
+    return table(dict.fromkeys(names, ""), ([*pair, pair.layer / pair.rms] for pair in pairs))
 
 
 def _plot(off_center: dict[str, float]) -> Plot:
@@ -363,9 +361,18 @@ def _checks(pairs: list[Pair], trained: dict[Kind, Training]) -> list[Check]:
     rms, layer = (statistics.mean(trained[kind].held_out) for kind in KINDS)
     apart = abs(rms / layer - 1)
     return [
-        check((reductions.rms, reductions.layer) == (1, 2) and parameters.layer == 2 * parameters.rms, f"counted: {reductions.rms} reduction instead of {reductions.layer}, {parameters.layer - parameters.rms} "
-                "parameters fewer", f"按计数：{reductions.rms} 次规约而非 {reductions.layer} 次，少 {parameters.layer - parameters.rms} 个参数"),
-        check(max(rms, layer) < 0.9 * math.log(256) and apart < 0.05, f"trained from scratch, both learn, and equally well: losses {apart:.1%} apart", f"从零训练，两者都能学会且不相上下：损失相差 {apart:.1%}"),
+        check(
+            (reductions.rms, reductions.layer) == (1, 2) and parameters.layer == 2 * parameters.rms,
+            "counted: "
+            f"{reductions.rms} reduction instead of {reductions.layer}, {parameters.layer - parameters.rms} "
+            "parameters fewer",
+            f"按计数：{reductions.rms} 次规约而非 {reductions.layer} 次，少 {parameters.layer - parameters.rms} 个参数",
+        ),
+        check(
+            max(rms, layer) < 0.9 * math.log(256) and apart < 0.05,
+            f"trained from scratch, both learn, and equally well: losses {apart:.1%} apart",
+            f"从零训练，两者都能学会且不相上下：损失相差 {apart:.1%}",
+        ),
     ]
 
 
@@ -379,12 +386,18 @@ def _verdict(
     out, kernel = by_name["time, written out"], by_name["time, PyTorch's kernel"]
     typical, largest = statistics.median(off_center.values()), max(off_center.values())
     rms, layer = (trained[kind].held_out for kind in KINDS)
-    return both(f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} of the rms of a norm's "
-        f"input (median; {largest:.1%} at most), and subtracting it everywhere moves the loss from {losses[0]:.3f} to "
-        f"{losses[1]:.3f}. Written out, LayerNorm takes {out.layer / out.rms:.2f} times as long as RMSNorm; as PyTorch's "
-        f"kernels on this machine {kernel.layer / kernel.rms:.2f} times. Trained from scratch, held-out losses are "
-        f"{min(rms):.3f} to {max(rms):.3f} with RMSNorm and {min(layer):.3f} to {max(layer):.3f} with LayerNorm "
-        f"({len(rms)} seeds).", f"RMSNorm 省去了均值和偏置。在训练好的模型里，均值是归一化输入 rms 的 {typical:.1%}（中位数；最多 {largest:.1%}），处处减去均值使损失"
-        f"从 {losses[0]:.3f} 变为 {losses[1]:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 {out.layer / out.rms:.2f} 倍；用 "
-        f"PyTorch 内核在本机为 {kernel.layer / kernel.rms:.2f} 倍。从零训练，留出集损失 RMSNorm 为 {min(rms):.3f} 到 {max(rms):.3f}，"
-        f"LayerNorm 为 {min(layer):.3f} 到 {max(layer):.3f}（{len(rms)} 个种子）。")
+    return both(
+        f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} "
+        f"of the rms of a norm's input (median; {largest:.1%} at most), and subtracting it everywhere moves "
+        f"the loss from {losses[0]:.3f} to {losses[1]:.3f}. Written out, LayerNorm takes "
+        f"{out.layer / out.rms:.2f} times as long as RMSNorm; as PyTorch's kernels on this machine "
+        f"{kernel.layer / kernel.rms:.2f} times. Trained from scratch, held-out losses are {min(rms):.3f} to "
+        f"{max(rms):.3f} with RMSNorm and {min(layer):.3f} to {max(layer):.3f} with LayerNorm ({len(rms)} "
+        "seeds).",
+        "RMSNorm 省去了均值和偏置。在训练好的模型里，均值是归一化输入 rms 的 "
+        f"{typical:.1%}（中位数；最多 {largest:.1%}），处处减去均值使损失从 {losses[0]:.3f} 变为 "
+        f"{losses[1]:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 {out.layer / out.rms:.2f} 倍；用 "
+        f"PyTorch 内核在本机为 {kernel.layer / kernel.rms:.2f} 倍。从零训练，留出集损失 RMSNorm 为 "
+        f"{min(rms):.3f} 到 {max(rms):.3f}，LayerNorm 为 {min(layer):.3f} 到 {max(layer):.3f}（{len(rms)} "
+        "个种子）。",
+    )

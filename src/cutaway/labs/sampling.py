@@ -1,8 +1,8 @@
 """What temperature, top-k, top-p and min-p do to a distribution, and that draws follow what they make of it.
 
-Three distributions: one small enough to check by hand, a peaked and a flat one of a real model. Each row of the table
-is one setting; the engine's own sampler shapes it and draws from it, and a chi-square test (Pearson 1900) compares the
-counts with the probabilities. The kept sets are held against an oracle that sorts everything.
+Three distributions: one small enough to check by hand, a peaked and a flat one of a real model. Each row of
+the table is one setting; the engine's own sampler shapes it and draws from it, and a chi-square test (Pearson
+1900) compares the counts with the probabilities. The kept sets are held against an oracle that sorts everything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import Shaped, draw, shape
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.lab import Knob, Run, lab
 from cutaway.labs.subject import MODEL, decoder, last_logits, logits_of, reading, subject
 
@@ -77,7 +77,11 @@ SETTINGS: Mapping[str, Callable[[Tensor], Shaped]] = {
 @lab(
     "sampling",
     title=both("What the sampling settings do to a distribution", "采样参数如何改变概率分布"),
-    question=both("What do temperature, top-k, top-p and min-p do to a real next-token distribution, and does their order matter?", "温度、top-k、top-p、min-p 对真实的下一词元分布做了什么？先后顺序要紧吗？"),
+    question=both(
+        "What do temperature, top-k, top-p and min-p do to a real next-token distribution, and "
+        "does their order matter?",
+        "温度、top-k、top-p、min-p 对真实的下一词元分布做了什么？先后顺序要紧吗？",
+    ),
     seconds={"quick": 8, "full": 75},
 )
 def sampling(
@@ -87,9 +91,7 @@ def sampling(
     peaked: Annotated[
         str, Knob("a prompt whose next token is clear", "下一词元很明确的提示")
     ] = "The capital of France is",
-    flat: Annotated[
-        str, Knob("a prompt that leaves it open", "下一词元很开放的提示")
-    ] = "My favorite thing is",
+    flat: Annotated[str, Knob("a prompt that leaves it open", "下一词元很开放的提示")] = "My favorite thing is",
     draws: Annotated[
         int, Knob("draws per small distribution", "小分布上的抽样次数", quick=5000, min=100, max=10**7)
     ] = 100_000,
@@ -118,10 +120,10 @@ def sampling(
         nuclei, constant = widths(model, length, run)
     wrong = disagreements(rows, run)
     return Finding(
-        table=_table(found),
+        table=table(COLUMNS, found),
         plot=_plot(nuclei, constant),
         verdict=_verdict(found, by_hand, nuclei, peaked, flat),
-        checks=_checks(found, by_hand, nuclei, constant, wrong, rows),
+        checks=_checks(found, by_hand=by_hand, nuclei=nuclei, constant=constant, wrong=wrong, rows=rows),
     )
 
 
@@ -157,7 +159,7 @@ def measure(where: str, setting: str, shaped: Shaped, draws: int, seed: int) -> 
 
 
 def chi_square(counts_V: Tensor, p_V: Tensor) -> float:
-    """Probability of counts at least as far from p as these. Tokens expected fewer than 5 times share a bin."""
+    """Probability of counts as far from p as these, or further. Tokens expected under 5 times share a bin."""
     if counts_V[p_V == 0].any():
         return 0.0
     expected_V = p_V * counts_V.sum()
@@ -169,9 +171,7 @@ def chi_square(counts_V: Tensor, p_V: Tensor) -> float:
         return 1.0
     statistic = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))
     return float(
-        torch.special.gammaincc(
-            torch.tensor((len(expected) - 1) / 2).double(), torch.as_tensor(statistic) / 2
-        )
+        torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), torch.as_tensor(statistic) / 2)
     )
 
 
@@ -179,15 +179,13 @@ def widths(model: str, length: int, run: Run) -> tuple[list[int], list[int]]:
     """Survivors of top-p 0.9 and of top-k 50 at every position of the text."""
     loaded = subject(model)
     logits_TV = logits_of(decoder(loaded), reading(loaded, length))
-    shapes = [
-        (by(top_p=0.9)(row_V), by(top_k=50)(row_V)) for row_V in run.each(list(logits_TV), "nucleus sizes")
-    ]
+    shapes = [(by(top_p=0.9)(row_V), by(top_k=50)(row_V)) for row_V in run.each(list(logits_TV), "nucleus sizes")]
     nuclei, constant = zip(*((int(kept(p).sum()), int(kept(k).sum())) for p, k in shapes), strict=True)
     return [*nuclei], [*constant]
 
 
 def disagreements(rows: int, run: Run) -> int:
-    """Random logits, rounded so that many tie, at random settings: how often the kept set is not the oracle's."""
+    """How often the kept set is not the oracle's: random logits with many ties, random settings."""
     generator, wrong = run.generator(), 0
     for _ in run.each(range(rows), "kept sets against the oracle"):
         logits_V = (torch.randn(40, generator=generator) * 8).round() / 4
@@ -198,9 +196,7 @@ def disagreements(rows: int, run: Run) -> int:
             "top_p": 0.05 + 0.95 * p,
             "min_p": 0.3 * m,
         }
-        wrong += oracle(logits_V.tolist(), **params) != set(
-            kept(by(**params)(logits_V)).nonzero()[:, 0].tolist()
-        )
+        wrong += oracle(logits_V.tolist(), **params) != set(kept(by(**params)(logits_V)).nonzero()[:, 0].tolist())
     return wrong
 
 
@@ -220,22 +216,17 @@ def oracle(logits: list[float], temperature: float, top_k: int, top_p: float, mi
     return {i for i in order if min_p == 0 or scores[i] >= scores[order[0]] + math.log(min_p)}
 
 
-def _table(found: list[Row]) -> Table:
-    names = (
-        "distribution",
-        "setting",
-        "survivors",
-        "entropy",
-        "top probability",
-        "beyond the top 10",
-        "draws",
-    )
-    units = {"entropy": "nats", "survivors": "tokens"}
-    columns = [
-        Column(name=name, unit=units.get(name, "")) for name in (*names, "frequency off by", "chi-square p")
-    ]
-    rows: list[list[Cell]] = [list(row) for row in found]
-    return Table(columns=columns, rows=rows)
+COLUMNS = {
+    "distribution": "",
+    "setting": "",
+    "survivors": "tokens",
+    "entropy": "nats",
+    "top probability": "",
+    "beyond the top 10": "",
+    "draws": "",
+    "frequency off by": "",
+    "chi-square p": "",
+}
 
 
 def _plot(nuclei: list[int], constant: list[int]) -> Plot:
@@ -252,24 +243,43 @@ def _plot(nuclei: list[int], constant: list[int]) -> Plot:
 
 
 def _checks(
-    found: list[Row], by_hand: Tensor, nuclei: list[int], constant: list[int], wrong: int, rows: int
+    found: list[Row], *, by_hand: Tensor, nuclei: list[int], constant: list[int], wrong: int, rows: int
 ) -> list[Check]:
     worst = min(row.p for row in found)
     hot = by(temperature=100)(by_hand).probabilities()
     warmer = [[row.entropy for row in found if row.where == BY_HAND]]
     warmer += [
-        [row.entropy for row in _of(found, where, "T 0", "T 0.5", MODEL_ITSELF, "T 2")]
-        for where in _prompts(found)
+        [row.entropy for row in _of(found, where, "T 0", "T 0.5", MODEL_ITSELF, "T 2")] for where in _prompts(found)
     ]
     orders = [_of(found, where, TEMPERATURE_FIRST, FILTER_FIRST) for where in _prompts(found)]
     return [
-        check(worst > LEAST_P, f"draws follow the shaped probabilities: smallest chi-square p of {len(found)} tests is {worst:.3f}", f"抽样符合整形后的概率：{len(found)} 个卡方检验中最小 p 值为 {worst:.3f}"),
-        check(all(a < b for row in warmer for a, b in pairwise(row))
+        check(
+            worst > LEAST_P,
+            f"draws follow the shaped probabilities: smallest chi-square p of {len(found)} tests is {worst:.3f}",
+            f"抽样符合整形后的概率：{len(found)} 个卡方检验中最小 p 值为 {worst:.3f}",
+        ),
+        check(
+            all(a < b for row in warmer for a, b in pairwise(row))
             and all(row.survivors == 1 for row in found if row.setting == "T 0")
-            and float((hot - 1 / 3).abs().max()) < 0.01, "entropy rises with temperature; T 0 leaves the best token alone, T 100 is uniform within 1 %", "熵随温度上升；T = 0 只剩最优词元，T = 100 与均匀分布相差不到 1 %"),
-        check(min(nuclei) == 1 and max(nuclei) > 100 and set(constant) == {50}, f"over the text the 0.9 nucleus spans {min(nuclei)} to {max(nuclei):,} tokens, top-k 50 always keeps 50", f"整段文本上，0.9 核的大小从 {min(nuclei)} 到 {max(nuclei):,} 个词元，而 top-k 50 恒为 50"),
-        check(wrong == 0, f"kept sets equal the sorting oracle's on {rows:,} random rows with ties ({wrong} differ)", f"{rows:,} 行带并列的随机 logits 上，保留集合与排序神谕一致（{wrong} 行不同）"),
-        check(all(first.survivors > late.survivors for first, late in orders), "the order matters: temperature before top-p keeps more tokens than after", "顺序要紧：先升温再 top-p，比先 top-p 再升温保留更多词元"),
+            and float((hot - 1 / 3).abs().max()) < 0.01,
+            "entropy rises with temperature; T 0 leaves the best token alone, T 100 is uniform within 1 %",
+            "熵随温度上升；T = 0 只剩最优词元，T = 100 与均匀分布相差不到 1 %",
+        ),
+        check(
+            min(nuclei) == 1 and max(nuclei) > 100 and set(constant) == {50},
+            f"over the text the 0.9 nucleus spans {min(nuclei)} to {max(nuclei):,} tokens, top-k 50 always keeps 50",
+            f"整段文本上，0.9 核的大小从 {min(nuclei)} 到 {max(nuclei):,} 个词元，而 top-k 50 恒为 50",
+        ),
+        check(
+            wrong == 0,
+            f"kept sets equal the sorting oracle's on {rows:,} random rows with ties ({wrong} differ)",
+            f"{rows:,} 行带并列的随机 logits 上，保留集合与排序神谕一致（{wrong} 行不同）",
+        ),
+        check(
+            all(first.survivors > late.survivors for first, late in orders),
+            "the order matters: temperature before top-p keeps more tokens than after",
+            "顺序要紧：先升温再 top-p，比先 top-p 再升温保留更多词元",
+        ),
     ]
 
 
@@ -290,10 +300,16 @@ def _verdict(found: list[Row], by_hand: Tensor, nuclei: list[int], peaked: str, 
     names = ("top-p 0.9", "min-p 0.1", TEMPERATURE_FIRST, FILTER_FIRST)
     sharp, broad = ([row.survivors for row in _of(found, prompt, *names)] for prompt in (peaked, flat))
     middle = sorted(nuclei)[len(nuclei) // 2]
-    return both(f"Temperature reshapes (logits 2, 1, 0 become {shares}), filters cut. Top-k cuts at a fixed count whatever the "
-        f"model knows; top-p 0.9 keeps {sharp[0]:,} tokens after “{peaked}” and {broad[0]:,} after “{flat}” ({middle:,} at the "
-        f"median position of the text); min-p 0.1 keeps {sharp[1]:,} and {broad[1]:,}. Temperature 1.5 before top-p keeps "
-        f"{sharp[2]:,} and {broad[2]:,} tokens, after it {sharp[3]:,} and {broad[3]:,}: the order is part of the setting.", f"温度改变形状（logits 2、1、0 变为 {shares}），过滤器截断。top-k 不管模型有多确定都按固定个数截断；top-p 0.9 在“{peaked}”后保留 "
-        f"{sharp[0]:,} 个词元，在“{flat}”后保留 {broad[0]:,} 个（全文位置的中位数为 {middle:,}）；min-p 0.1 分别保留 {sharp[1]:,} 与 "
-        f"{broad[1]:,} 个。温度 1.5 放在 top-p 之前保留 {sharp[2]:,} 与 {broad[2]:,} 个，放在之后保留 {sharp[3]:,} 与 {broad[3]:,} "
-        "个：先后顺序也是参数的一部分。")
+    return both(
+        f"Temperature reshapes (logits 2, 1, 0 become {shares}), filters cut. Top-k cuts at a "
+        f"fixed count whatever the model knows; top-p 0.9 keeps {sharp[0]:,} tokens after “{peaked}” and "
+        f"{broad[0]:,} after “{flat}” ({middle:,} at the median position of the text); min-p 0.1 keeps "
+        f"{sharp[1]:,} and {broad[1]:,}. Temperature 1.5 before top-p keeps {sharp[2]:,} and {broad[2]:,} "
+        f"tokens, after it {sharp[3]:,} and {broad[3]:,}: the order is part of the setting.",
+        "温"
+        f"度改变形状（logits 2、1、0 变为 {shares}），过滤器截断。top-k 不管模型有多确定都按固定个数截断；"
+        f"top-p 0.9 在“{peaked}”后保留 {sharp[0]:,} 个词元，在“{flat}”后保留 {broad[0]:,} 个（全文位置的中"
+        f"位数为 {middle:,}）；min-p 0.1 分别保留 {sharp[1]:,} 与 {broad[1]:,} 个。温度 1.5 放在 top-p 之前"
+        f"保留 {sharp[2]:,} 与 {broad[2]:,} 个，放在之后保留 {sharp[3]:,} 与 {broad[3]:,} 个：先后顺序也是"
+        "参数的一部分。",
+    )

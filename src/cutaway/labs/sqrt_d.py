@@ -1,8 +1,9 @@
-"""Why attention divides its scores by the square root of d (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1).
+"""Why attention divides its scores by the square root of d (Vaswani et al. 2017, arXiv:1706.03762, 3.2.1).
 
-The dot product of two random vectors of d unit-variance numbers is a sum of d terms of variance one: its variance is
-d. Softmax looks at differences between scores, so without the division it hardens as heads get wider: one key takes
-everything, and the others hear nothing of the gradient. First random vectors, then a trained model without its scale.
+The dot product of two random vectors of d unit-variance numbers is a sum of d terms of variance one: its
+variance is d. Softmax looks at differences between scores, so without the division it hardens as heads get
+wider: one key takes everything, and the others hear nothing of the gradient. First random vectors, then a
+trained model that loses its scale.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.lab import Knob, Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, visible
@@ -24,10 +25,10 @@ MINIMUM_KEYS = 16  # rows of a causal model that see fewer keys say little about
 
 
 class Sharpness(NamedTuple):
-    """How hard a softmax is. std: of a row's scores. entropy: of its weights, nats. largest: a row's largest weight.
+    """How hard a softmax is. std: of a row's scores. entropy: of its weights, nats. largest: of its weights.
 
-    gradient: norm of what a random unit gradient at a row's weights becomes at its scores. typical: d weight / d score
-    of a single key. entropy is a mean over rows, the rest are medians.
+    gradient: norm, at a row's scores, of a random normal gradient at its weights. typical: d weight / d score
+    of a single key. The entropy is a mean over rows, the rest are medians.
     """
 
     std: float
@@ -37,8 +38,13 @@ class Sharpness(NamedTuple):
     typical: float
 
 
-NAMES = ("std of scores", "entropy", "largest weight", "gradient norm", "typical key's gradient")
-UNITS = ("", "nats", "", "", "")
+NAMES = {
+    "std of scores": "",
+    "entropy": "nats",
+    "largest weight": "",
+    "gradient norm": "",
+    "typical key's gradient": "",
+}
 
 
 @lab(
@@ -50,17 +56,13 @@ UNITS = ("", "nats", "", "", "")
 def sqrt_d(
     run: Run,
     *,
-    keys: Annotated[
-        int, Knob("random keys that each query sees", "每个查询看到的随机键数", min=16, max=4096)
-    ] = 256,
+    keys: Annotated[int, Knob("random keys that each query sees", "每个查询看到的随机键数", min=16, max=4096)] = 256,
     queries: Annotated[int, Knob("random queries", "随机查询数", quick=512, min=64, max=100_000)] = 4000,
     widest: Annotated[
         int, Knob("largest d; from 16 in steps of 4", "最大的 d；从 16 起每步乘 4", min=64, max=4096)
     ] = 1024,
     model: Annotated[str, Knob("the model that loses its scale", "被拿掉缩放的模型")] = MODEL,
-    length: Annotated[
-        int, Knob("tokens of text it reads", "读入文本的词元数", quick=128, min=32, max=8192)
-    ] = 512,
+    length: Annotated[int, Knob("tokens of text it reads", "读入文本的词元数", quick=128, min=32, max=8192)] = 512,
 ) -> Finding:
     dims = [d for d in (16 * 4**i for i in range(10)) if d <= widest]
     random = [random_pair(d, queries, keys, run.generator()) for d in run.each(dims, "random vectors, d")]
@@ -80,9 +82,7 @@ def sharpness(scores_RS: Tensor, seen_RS: Tensor, upstream_S: Tensor) -> Sharpne
     """Of R rows of scores over S keys, of which `seen_RS` count."""
     scores_RS = scores_RS.masked_fill(~seen_RS, -torch.inf)
     weights_RS = scores_RS.softmax(-1)
-    pulled_RS = weights_RS * (
-        upstream_S - weights_RS @ upstream_S[:, None]
-    )  # the softmax's Jacobian, applied
+    pulled_RS = weights_RS * (upstream_S - weights_RS @ upstream_S[:, None])  # the softmax's Jacobian, applied
     count_R = seen_RS.sum(-1)
     mean_R = scores_RS.masked_fill(~seen_RS, 0).sum(-1) / count_R
     spread_R = ((scores_RS - mean_R[:, None]).masked_fill(~seen_RS, 0).square().sum(-1) / count_R).sqrt()
@@ -105,7 +105,7 @@ def random_pair(d: int, queries: int, keys: int, generator: torch.Generator) -> 
 
 
 class Watched(BlockDiagonal):
-    """Plain causal attention of one sequence, with or without its scale, that notes how sharp each layer is."""
+    """Causal attention of one sequence, with or without its scale, that notes how sharp each layer is."""
 
     def __init__(self, length: int, scaled: bool, upstream_S: Tensor) -> None:
         super().__init__([length])
@@ -126,9 +126,7 @@ class Watched(BlockDiagonal):
 
 
 @torch.inference_mode()
-def real_pair(
-    run: Run, model: str, length: int
-) -> tuple[list[tuple[Sharpness, Sharpness]], tuple[float, float]]:
+def real_pair(run: Run, model: str, length: int) -> tuple[list[tuple[Sharpness, Sharpness]], tuple[float, float]]:
     """Per layer and for the loss: the model as trained, and the same one without its scale."""
     loaded = subject(model)
     tokens_T, upstream_S = reading(loaded, length), torch.randn(length, generator=run.generator())
@@ -141,16 +139,14 @@ def real_pair(
 
 
 def _table(named: Sequence[tuple[str, int, Sharpness, Sharpness]]) -> Table:
-    pairs = [
-        Column(name=f"{name}, {how}", unit=unit)
-        for name, unit in zip(NAMES, UNITS, strict=True)
-        for how in ("÷ √d", "plain")
-    ]
-    rows: list[list[Cell]] = [
-        [where, d, *(value for both in zip(scaled, plain, strict=True) for value in both)]
-        for where, d, scaled, plain in named
-    ]
-    return Table(columns=[Column(name="where"), Column(name="d"), *pairs], rows=rows)
+    columns = {"where": "", "d": ""} | {
+        f"{name}, {how}": unit for name, unit in NAMES.items() for how in ("÷ √d", "plain")
+    }
+    return table(columns, (_row(*item) for item in named))
+
+
+def _row(where: str, d: int, scaled: Sharpness, plain: Sharpness) -> list[Cell]:
+    return [where, d, *(value for pair in zip(scaled, plain, strict=True) for value in pair)]
 
 
 def _plot(dims: list[int], random: list[tuple[Sharpness, Sharpness]]) -> Plot:
@@ -165,17 +161,31 @@ def _plot(dims: list[int], random: list[tuple[Sharpness, Sharpness]]) -> Plot:
     )
 
 
-def _checks(
-    dims: list[int], random: list[tuple[Sharpness, Sharpness]], losses: tuple[float, float]
-) -> list[Check]:
+def _checks(dims: list[int], random: list[tuple[Sharpness, Sharpness]], losses: tuple[float, float]) -> list[Check]:
     off = max(abs(plain.std / d**0.5 - 1) for d, (_, plain) in zip(dims, random, strict=True))
     kept, lost = [pair[0] for pair in random], [pair[1] for pair in random]
     drift = max(s.entropy for s in kept) / min(s.entropy for s in kept) - 1
     return [
-        check(off < 0.05, f"the scores' standard deviation is √d, to within {off:.1%}", f"分数的标准差就是 √d，误差不超过 {off:.1%}"),
-        check(drift < 0.05 and all(a.entropy > b.entropy for a, b in pairwise(lost)), f"divided by √d, the entropy does not depend on d ({drift:.1%} at most); plain, it falls with every step", f"除以 √d 后熵与 d 无关（相差至多 {drift:.1%}）；不除则随 d 逐级下降"),
-        check(all(a.typical > b.typical for a, b in pairwise(lost)) and lost[0].typical < kept[0].typical, "plain, a typical key's gradient shrinks with every step of d", "不除时，普通键分到的梯度随 d 逐级缩小"),
-        check(losses[1] - losses[0] > 2, f"without the scale the model's loss rises by more than 2 nats ({losses[0]:.2f} to {losses[1]:.2f})", f"拿掉缩放后模型损失上升超过 2 奈特（{losses[0]:.2f} 到 {losses[1]:.2f}）"),
+        check(
+            off < 0.05,
+            f"the scores' standard deviation is √d, to within {off:.1%}",
+            f"分数的标准差就是 √d，误差不超过 {off:.1%}",
+        ),
+        check(
+            drift < 0.05 and all(a.entropy > b.entropy for a, b in pairwise(lost)),
+            f"divided by √d, the entropy does not depend on d ({drift:.1%} at most); plain, it falls with every step",
+            f"除以 √d 后熵与 d 无关（相差至多 {drift:.1%}）；不除则随 d 逐级下降",
+        ),
+        check(
+            all(a.typical > b.typical for a, b in pairwise(lost)) and lost[0].typical < kept[0].typical,
+            "plain, a typical key's gradient shrinks with every step of d",
+            "不除时，普通键分到的梯度随 d 逐级缩小",
+        ),
+        check(
+            losses[1] - losses[0] > 2,
+            f"without the scale the model's loss rises by more than 2 nats ({losses[0]:.2f} to {losses[1]:.2f})",
+            f"拿掉缩放后模型损失上升超过 2 奈特（{losses[0]:.2f} 到 {losses[1]:.2f}）",
+        ),
     ]
 
 
@@ -185,17 +195,20 @@ def _verdict(
     layers: list[tuple[Sharpness, Sharpness]],
     losses: tuple[float, float],
 ) -> Words:
-    at = dims.index(64)
-    scaled, plain = random[at]
-    wide = random[-1][1]
+    scaled, plain = random[dims.index(64)]
+    wide, last = random[-1][1], dims[-1]
     before, after = (sum(pair[side].entropy for pair in layers) / len(layers) for side in (0, 1))
-    return both(f"At d = 64 plain scores have a standard deviation of {plain.std:.1f} (variance {plain.std**2:.0f}); the largest "
-        f"weight is then {plain.largest:.2f} instead of {scaled.largest:.2f}, and a typical key's gradient {plain.typical:.0e} "
-        f"instead of {scaled.typical:.0e}. The gradient of the whole row does not shrink at once, it moves to the few "
-        f"winners: its norm is {scaled.gradient:.3f} scaled, {plain.gradient:.3f} plain at d = 64, {wide.gradient:.1e} at "
-        f"d = {dims[-1]}. Without its scale the trained model's attention entropy falls from {before:.2f} to {after:.2f} nats "
-        f"(mean over layers) and its loss rises from {losses[0]:.2f} to {losses[1]:.2f}.", f"d = 64 时，不缩放的分数标准差为 {plain.std:.1f}（方差 {plain.std**2:.0f}）；最大权重为 {plain.largest:.2f}，缩放后只有 "
-        f"{scaled.largest:.2f}；普通键分到的梯度为 {plain.typical:.0e}，缩放后为 {scaled.typical:.0e}。整行的梯度并不会立刻变小，"
-        f"而是集中到少数胜者身上：范数在缩放时为 {scaled.gradient:.3f}，不缩放时 d = 64 为 {plain.gradient:.3f}，d = {dims[-1]} 为 "
-        f"{wide.gradient:.1e}。训练好的模型拿掉缩放后，注意力熵（各层平均）从 {before:.2f} 降到 {after:.2f} 奈特，损失从 "
-        f"{losses[0]:.2f} 升到 {losses[1]:.2f}。")
+    return both(
+        f"At d = 64 plain scores have a standard deviation of {plain.std:.1f}; the largest weight is then "
+        f"{plain.largest:.2f} instead of {scaled.largest:.2f}, and a typical key's gradient "
+        f"{plain.typical:.0e} instead of {scaled.typical:.0e}. A row's gradient as a whole does not vanish "
+        f"at once, it moves to the few winners: its norm is {scaled.gradient:.3f} scaled, "
+        f"{plain.gradient:.3f} plain at d = 64, {wide.gradient:.1e} plain at d = {last}. Without its scale "
+        f"the trained model's attention entropy goes from {before:.2f} to {after:.2f} nats (mean over "
+        f"layers) and its loss from {losses[0]:.2f} to {losses[1]:.2f}.",
+        f"d = 64 时，不缩放的分数标准差为 {plain.std:.1f}；最大权重为 {plain.largest:.2f}，缩放后只有 "
+        f"{scaled.largest:.2f}；普通键分到的梯度为 {plain.typical:.0e}，缩放后为 {scaled.typical:.0e}。整行"
+        f"的梯度并不会立刻消失，而是集中到少数胜者身上：范数在缩放时为 {scaled.gradient:.3f}，不缩放时 d = "
+        f"64 为 {plain.gradient:.3f}，d = {last} 为 {wide.gradient:.1e}。训练好的模型拿掉缩放后，注意力熵（"
+        f"各层平均）从 {before:.2f} 变为 {after:.2f} 奈特，损失从 {losses[0]:.2f} 变为 {losses[1]:.2f}。",
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def interleaved(ways: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each way, run A, B, A, B ... so that a busy moment meets both. One round first, untimed."""
+    """Median seconds of each way, run A, B, A, B ... so that a busy moment meets both; one round untimed."""
     for way in ways:
         way()
     seconds: list[list[float]] = [[] for _ in ways]

@@ -1,17 +1,17 @@
 """Where a model's parameters are, matrix by matrix, and that nothing is missing from the sum.
 
-Three counts are held against each other: formulas of the architecture alone (`cutaway.models.cost`), the tensors of
-the loaded model, and the shapes that the checkpoint's file declares. The formulas are then asked for two models whose
-published size is known (Grattafiori et al. 2024, "The Llama 3 Herd of Models", arXiv:2407.21783).
+Three counts are held against each other: formulas of the architecture alone (`cutaway.models.cost`), the
+tensors of the loaded model, and the shapes that the checkpoint's file declares. The formulas are then asked for
+two models of published size (Grattafiori et al. 2024, "The Llama 3 Herd of Models", arXiv:2407.21783).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from typing import Annotated
+from typing import Annotated, Any
 
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.lab import Knob, Run, lab
 from cutaway.labs.subject import MODEL, subject
 from cutaway.models.cost import Cost
@@ -21,30 +21,38 @@ from cutaway.models.parts import Part
 from cutaway.models.spec import Spec
 from cutaway.weights.checkpoint import Checkpoint
 
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "vocab_size": 128256,
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
     "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
 }
-LLAMA3 |= {"rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 PUBLISHED = {
-    "Llama-3-8B": (
-        8_030_261_248,
-        dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32),
-    ),
-    "Llama-3-70B": (
-        70_553_706_496,
-        dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64),
-    ),
+    "Llama-3-8B": (8_030_261_248, (4096, 14336, 32, 32)),
+    "Llama-3-70B": (70_553_706_496, (8192, 28672, 80, 64)),
 }
-"""What the published checkpoints hold, and the shapes of which they are made."""
+"""What the published checkpoints hold, and their `SIZES`."""
+
+IN_CHINESE = {
+    "embedding": "词嵌入",
+    "attention": "注意力",
+    "feed-forward": "前馈层",
+    "norms": "归一化",
+    "head": "输出头",
+    "other": "其他",
+}
 
 
 @lab(
     "where-parameters",
     title=both("Where the parameters are", "参数都在哪里"),
-    question=both("Can every weight matrix of a real model be listed so that the total comes out exact?", "能否逐个列出真实模型的每个权重矩阵，并让总数分毫不差？"),
+    question=both(
+        "Can every weight matrix of a real model be listed so that the total comes out exact?",
+        "能否逐个列出真实模型的每个权重矩阵，并让总数分毫不差？",
+    ),
     seconds={"quick": 5, "full": 5},
 )
 def where_parameters(
@@ -56,22 +64,24 @@ def where_parameters(
     cost = Cost(loaded.model.spec)
     held = sum(tensor.numel() for tensor in loaded.model.parameters())
     stored = in_file(loaded.checkpoint)
-    published = {name: Cost(_llama3(shape)).parameters for name, (_, shape) in PUBLISHED.items()}
-    groups = by_group(cost)
-    untied = cost.parameters + loaded.model.spec.vocab * loaded.model.spec.width
+    published = {name: Cost(_llama3(sizes)).parameters for name, (_, sizes) in PUBLISHED.items()}
+    exact = f"{cost.parameters:,}", f"{held:,}", f"{stored:,}"
     return Finding(
         table=_table(cost, loaded.checkpoint),
-        plot=Plot(
-            kind="bar",
-            x=Axis(label="part"),
-            y=Axis(label="parameters"),
-            series=[Series(name=loaded.name, x=list(groups), y=[float(n) for n in groups.values()])],
-        ),
-        verdict=_verdict(groups, untied if loaded.model.spec.head and loaded.model.spec.head.tied else None),
+        plot=_plot(loaded.name, by_group(cost)),
+        verdict=_verdict(loaded.model.spec, by_group(cost)),
         checks=[
-            check(cost.parameters == held == stored, f"formulas {cost.parameters:,} = tensors {held:,} = file {stored:,}", f"公式 {cost.parameters:,} = 张量 {held:,} = 文件 {stored:,}"),
+            check(
+                cost.parameters == held == stored,
+                "formulas {} = tensors {} = file {}".format(*exact),
+                "公式 {} = 张量 {} = 文件 {}".format(*exact),
+            ),
             *(
-                check(n == PUBLISHED[name][0], f"the same formulas give {n:,} for {name}", f"同一套公式算得 {name} 为 {n:,}")
+                check(
+                    n == PUBLISHED[name][0],
+                    f"the same formulas give {n:,} for {name}",
+                    f"同一套公式算得 {name} 为 {n:,}",
+                )
                 for name, n in published.items()
             ),
         ],
@@ -80,9 +90,7 @@ def where_parameters(
 
 def in_file(checkpoint: Checkpoint) -> int:
     """Numbers in the tensors that the model is made from, by the shapes the file declares."""
-    return sum(
-        math.prod(checkpoint.shapes[name]) for name in {row.theirs for row in checkpoint.bindings.values()}
-    )
+    return sum(math.prod(checkpoint.shapes[name]) for name in {row.theirs for row in checkpoint.bindings.values()})
 
 
 def by_group(cost: Cost) -> dict[str, int]:
@@ -106,11 +114,10 @@ def _table(cost: Cost, checkpoint: Checkpoint) -> Table:
     kinds: dict[str, list[Part]] = defaultdict(list)
     for part in cost.parts:
         kinds[".".join("*" if step.isdigit() else step for step in part.module.split("."))].append(part)
-    columns = [
-        Column(name=name) for name in ("part", "module", "each", "count", "parameters", "share", "stored as")
-    ]
-    return Table(
-        columns=columns, rows=[_row(name, like, cost.parameters, checkpoint) for name, like in kinds.items()]
+    names = ("module", "each", "count", "parameters", "share", "part", "stored as")
+    return table(
+        dict.fromkeys(names, "") | {"share": "%"},
+        (_row(name, like, cost.parameters, checkpoint) for name, like in kinds.items()),
     )
 
 
@@ -118,33 +125,28 @@ def _row(name: str, like: list[Part], total: int, checkpoint: Checkpoint) -> lis
     numbers = sum(part.parameters for part in like)
     types = Counter(checkpoint.stored_type(f"{part.module}.weight") for part in like)
     each = " × ".join(str(size) for size in like[0].sizes) + (f" + {like[0].bias}" if like[0].bias else "")
-    return [group(like[0]), name, each, len(like), numbers, numbers / total, ", ".join(types)]
+    return [name, each, len(like), numbers, 100 * numbers / total, group(like[0]), ", ".join(types)]
 
 
-def _llama3(shape: dict[str, int]) -> Spec:
-    return spec_of(llama.FAMILY, {**LLAMA3, **shape})
+def _llama3(sizes: tuple[int, ...]) -> Spec:
+    return spec_of(llama.FAMILY, LLAMA3 | dict(zip(SIZES, sizes, strict=True)))
 
 
-def _verdict(groups: dict[str, int], untied: int | None) -> Words:
-    total = sum(groups.values())
-    shares = [(name, n, n / total) for name, n in groups.items()]
-    zh_names = {
-        "embedding": "词嵌入",
-        "attention": "注意力",
-        "feed-forward": "前馈层",
-        "norms": "归一化",
-        "head": "输出头",
-    }
-    en = f"{total:,} parameters: " + ", ".join(f"{name} {n:,} ({s:.2%})" for name, n, s in shares) + "."
-    zh = (
-        f"共 {total:,} 个参数："
-        + "，".join(f"{zh_names.get(k, k)} {n:,}（{s:.2%}）" for k, n, s in shares)
-        + "。"
-    )
-    if untied:
-        more = untied - total
-        en += f" The head is the embedding used the other way round; a head of its own would add {more:,} ({more / total:.1%}), {untied:,} in all."
-        zh += (
-            f" 输出头与词嵌入共用一张表；若各用一张，要多 {more:,} 个（{more / total:.1%}），共 {untied:,}。"
+def _plot(name: str, groups: dict[str, int]) -> Plot:
+    series = Series(name=name, x=list(groups), y=[float(n) for n in groups.values()])
+    return Plot(kind="bar", x=Axis(label="part"), y=Axis(label="parameters"), series=[series])
+
+
+def _verdict(spec: Spec, groups: dict[str, int]) -> Words:
+    total, own = sum(groups.values()), spec.vocab * spec.width
+    en = ", ".join(f"{name} {n:,} ({n / total:.2%})" for name, n in groups.items())
+    zh = "，".join(f"{IN_CHINESE[name]} {n:,}（{n / total:.2%}）" for name, n in groups.items())
+    en, zh = f"{total:,} parameters: {en}.", f"共 {total:,} 个参数：{zh}。"
+    if spec.head and spec.head.tied:
+        en += (
+            " The head is the embedding used the other way round; a head of its own would add "
+            f"{own:,} ({own / total:.2%}), {total + own:,} in all."
         )
+        zh += f"输出头与词嵌入共用一张表；若各用一张，要多 {own:,} 个（{own / total:.2%}），共 "
+        f"{total + own:,} 个。"
     return both(en, zh)

@@ -8,8 +8,9 @@ Row t of attention is made of query t and of the keys and values up to t:
         q2    x  x  x             so K and V are read by every later step, and an old query by none
   new   q3    x  x  x  x
 
-To see rather than to believe it, a step here keeps all three and computes the whole grid, old rows too. Then old
-queries, keys and values are overwritten, position by position and all at once, and the step's gradient is taken.
+To see rather than to believe it, a step here keeps all three and computes the whole grid, old rows too. Then
+old queries, keys and values are overwritten, position by position and all at once, and the step's gradient is
+taken.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def why_kv_not_q(
     *,
     model: Annotated[str, Knob("the model that decodes", "用来解码的模型")] = MODEL,
     prompt: Annotated[int, Knob("tokens of the prompt", "提示词的词元数", quick=12, min=2, max=1024)] = 48,
-    generate: Annotated[
-        int, Knob("tokens decoded greedily", "贪心解码的词元数", quick=8, min=2, max=512)
-    ] = 64,
+    generate: Annotated[int, Knob("tokens decoded greedily", "贪心解码的词元数", quick=8, min=2, max=512)] = 64,
 ) -> Finding:
     loaded = subject(model)
     subject_model, prompt_T = decoder(loaded), reading(loaded, prompt)
@@ -63,9 +62,7 @@ def why_kv_not_q(
         engine, traffic = engine_greedy(subject_model, prompt_T, generate)
         replies = {
             name: greedy(subject_model, prompt_T, generate, zeroed(name))
-            for name in run.each(
-                ["nothing", "q", "k", "v"], f"decoding {generate} tokens, deleted at each step"
-            )
+            for name in run.each(["nothing", "q", "k", "v"], f"decoding {generate} tokens, deleted at each step")
         }
         changes = overwritten(subject_model, prompt_T, run)
     gradients = gradient_norms(subject_model, prompt_T)
@@ -83,7 +80,7 @@ def why_kv_not_q(
 
 
 class Grid:
-    """The context of a step that remembers q, k and v, and lets every query ask again, as a pass without cache would.
+    """The context of a step that remembers q, k and v and lets every query ask again, as without a cache.
 
     Memory passes through `change` before it is read. `fresh` collects the memory after the step.
     """
@@ -176,7 +173,7 @@ def engine_greedy(model: Decoder, prompt_T: Tensor, count: int) -> tuple[list[in
 
 
 def overwritten(model: Decoder, prompt_T: Tensor, run: Run) -> dict[str, list[float]]:
-    """Largest change of the next logits when q, k or v of one old position is replaced by noise, by position."""
+    """Largest change of the next logits when q, k or v of an old position is replaced by noise, by position."""
     past_T, new_T, noise = prompt_T[:-1], prompt_T[-1:], run.generator()
     _, memory = step(model, past_T, {})
     logits_V, _ = step(model, new_T, memory)
@@ -189,7 +186,7 @@ def overwritten(model: Decoder, prompt_T: Tensor, run: Run) -> dict[str, list[fl
 
 
 def gradient_norms(model: Decoder, prompt_T: Tensor) -> dict[str, list[float]]:
-    """Norm of the gradient of the next token's log-probability at old q, k and v of all layers, by position."""
+    """Norm, by position, of the best token's log-probability's gradient at old q, k and v of all layers."""
     with torch.no_grad():
         _, memory = step(model, prompt_T[:-1], {})
     leaves = {name: [past.requires_grad_(True) for past in memory[name]] for name in "qkv"}
@@ -217,22 +214,26 @@ def _table(
     changes: dict[str, list[float]],
     same: dict[str, int],
 ) -> Table:
-    columns = [
-        Column(name="tensor"),
-        Column(name="numbers", unit="per token"),
-        Column(name="16-bit size", unit="KiB/token"),
-        Column(name="read by the last step", unit="bytes"),
-        Column(name="smallest gradient", unit="over positions"),
-        Column(name="smallest change", unit="logits, one overwritten"),
-        Column(name="largest change", unit="logits, one overwritten"),
-        Column(name="same tokens", unit="all deleted"),
-    ]
-    rows: list[list[Cell]] = [
-        [name.upper(), sizes[name], sizes[name] * 2 / 1024, 0 if name == "q" else traffic.read]
-        + [min(gradients[name]), min(changes[name]), max(changes[name]), same[name]]
-        for name in "qkv"
-    ]
-    return Table(columns=columns, rows=rows)
+    columns = {
+        "tensor": "",
+        "numbers": "per token",
+        "16-bit size": "KiB/token",
+        "read by the last step": "bytes",
+        "smallest gradient": "over positions",
+        "smallest change": "of logits, one position overwritten",
+        "largest change": "of logits, one position overwritten",
+        "same tokens": "all deleted",
+    }
+    read = {"q": 0, "k": traffic.read, "v": traffic.read}
+    gradient = {name: min(norms) for name, norms in gradients.items()}
+    change = {name: (min(moved), max(moved)) for name, moved in changes.items()}
+    return table(
+        columns,
+        (
+            [name.upper(), n, n * 2 / 1024, read[name], gradient[name], *change[name], same[name]]
+            for name, n in sizes.items()
+        ),
+    )
 
 
 def _plot(changes: dict[str, list[float]]) -> Plot:
@@ -249,29 +250,47 @@ def _checks(
     gradients: dict[str, list[float]], changes: dict[str, list[float]], same: dict[str, int], generate: int
 ) -> list[Check]:
     return [
-        check(same["q"] == generate and max(same["k"], same["v"]) < generate, f"with every old query deleted, all {generate} greedy tokens stay; without keys or values they do not", f"删掉全部旧查询，{generate} 个贪心词元不变；删掉旧键或旧值则改变"),
-        check(max(changes["q"]) == 0 and min(changes["k"] + changes["v"]) > 0, "overwriting an old query changes no logit by anything; any old key or value changes some", "改写任一旧查询，logits 分毫不变；改写任一旧键或旧值，logits 都会变"),
-        check(max(gradients["q"]) == 0 and min(gradients["k"] + gradients["v"]) > 0, "the step's gradient is exactly 0 at every old query, and not 0 at any old key or value", "本步对每个旧查询的梯度恰为 0，对任何旧键、旧值都不为 0"),
+        check(
+            same["q"] == generate and max(same["k"], same["v"]) < generate,
+            f"with every old query deleted, all {generate} greedy tokens stay; without keys or values they do not",
+            f"删掉全部旧查询，{generate} 个贪心词元不变；删掉旧键或旧值则改变",
+        ),
+        check(
+            max(changes["q"]) == 0 and min(changes["k"] + changes["v"]) > 0,
+            "overwriting an old query changes no logit by anything; any old key or value changes some",
+            "改写任一旧查询，logits 分毫不变；改写任一旧键或旧值，logits 都会变",
+        ),
+        check(
+            max(gradients["q"]) == 0 and min(gradients["k"] + gradients["v"]) > 0,
+            "the step's gradient is exactly 0 at every old query, and not 0 at any old key or value",
+            "本步对每个旧查询的梯度恰为 0，对任何旧键、旧值都不为 0",
+        ),
     ]
 
 
 def _engine_check(cost: Cost, traffic: Traffic, same: bool) -> Check:
     """In float32, as the labs compute."""
     expected = cost.kv_bytes_per_token("float32").value
-    return check(same and traffic.held == expected, f"the engine's cache has no Q and gives the same tokens; it holds {traffic.held:,.0f} bytes a token, the "
-            f"formula says {expected:,}", f"引擎的缓存没有 Q，生成的词元相同；每词元占 {traffic.held:,.0f} 字节，公式给出 {expected:,}")
+    return check(
+        same and traffic.held == expected,
+        "the engine's cache has no Q and gives the same "
+        f"tokens; it holds {traffic.held:,.0f} bytes a token, the formula says {expected:,}",
+        f"引擎的缓存没有 Q，生成的词元相同；每词元占 {traffic.held:,.0f} 字节，公式给出 {expected:,}",
+    )
 
 
-def _verdict(
-    sizes: dict[str, int], changes: dict[str, list[float]], same: dict[str, int], generate: int
-) -> Words:
+def _verdict(sizes: dict[str, int], changes: dict[str, list[float]], same: dict[str, int], generate: int) -> Words:
     q, kv = sizes["q"] * 2 / 1024, (sizes["k"] + sizes["v"]) * 2 / 1024
     ratio = sizes["q"] / sizes["k"]
-    return both(f"A step asks with its own query only. Deleting all old queries left {same['q']} of {generate} tokens as they "
-        f"were; deleting keys left {same['k']}, values {same['v']}. Overwriting one old key moved a logit by up to "
-        f"{max(changes['k']):.2f}, one old value by up to {max(changes['v']):.2f}, one old query by {max(changes['q']):.0f}. "
-        f"K and V take {kv:.2f} KiB a token in 16 bit; Q, {ratio:.0f} times as wide as K here, would add {q:.2f} KiB that "
-        "nothing reads.", f"每一步只用自己的查询发问。删掉全部旧查询，{generate} 个词元中 {same['q']} 个不变；删掉键剩 {same['k']} 个，删掉值剩 "
-        f"{same['v']} 个。改写一个旧键最多使 logit 变 {max(changes['k']):.2f}，旧值 {max(changes['v']):.2f}，旧查询 "
-        f"{max(changes['q']):.0f}。16 位下 K 与 V 每词元占 {kv:.2f} KiB；Q 在此模型中宽度为 K 的 {ratio:.0f} 倍，若也缓存要多 "
-        f"{q:.2f} KiB，却无人读取。")
+    return both(
+        f"A step asks with its own query only. Deleting all old queries left {same['q']} of {generate} "
+        f"tokens as they were; deleting keys left {same['k']}, values {same['v']}. Overwriting one old key "
+        f"moved a logit by up to {max(changes['k']):.2f}, one old value by up to {max(changes['v']):.2f}, "
+        f"one old query by {max(changes['q']):.0f}. K and V take {kv:.2f} KiB a token in 16 bit; Q, "
+        f"{ratio:.0f} times as wide as K here, would add {q:.2f} KiB that nothing reads.",
+        f"每一步只用自己的查询发问。删掉全部旧查询，{generate} 个词元中 {same['q']} 个不"
+        f"变；删掉键剩 {same['k']} 个，删掉值剩 {same['v']} 个。改写一个旧键最多使 logit 变 "
+        f"{max(changes['k']):.2f}，旧值 {max(changes['v']):.2f}，旧查询 {max(changes['q']):.0f}。16 位下 K "
+        f"与 V 每词元占 {kv:.2f} KiB；Q 在此模型中宽度为 K 的 {ratio:.0f} 倍，若也缓存要多 {q:.2f} KiB，却"
+        "无人读取。",
+    )

@@ -11,6 +11,7 @@ translates its tensors.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from cutaway.models.families.table import Row, rows_of
 from cutaway.models.spec import Spec
+
+
+FLOAT32 = 1e-6  # numbers that differ by less are the same one, written by formats of different precision
 
 
 class Trace(NamedTuple):
@@ -129,3 +133,43 @@ def _site(module: str, spec: Spec) -> str:
     """Where nothing else is added to the token rows, theirs are scaled already, as our whole embedding is."""
     e = spec.embedding
     return "embedding" if module == "embedding.tokens" and not (e.positions or e.types or e.norm) else module
+
+
+class Setting(NamedTuple):
+    """A field of the spec in which the sides differ; "layers[*]" if they do so in every layer."""
+
+    field: str
+    a: Any
+    b: Any
+
+
+def settings(a: Spec, b: Spec) -> list[Setting]:
+    """The fields of two specs that differ; one that does in all layers alike is named once."""
+    left, right = (dict(_flat(s.to_dict())) for s in (a, b))
+    differing = [k for k in dict.fromkeys([*left, *right]) if not _alike(left.get(k), right.get(k))]
+    groups: dict[tuple[str, str], list[Setting]] = defaultdict(list)
+    for key in differing:
+        general = "layers[*]" + key.partition("]")[2] if key.startswith("layers[") else key
+        one = Setting(key, left.get(key), right.get(key))
+        groups[general, repr(one[1:])].append(one)
+    depth = min(len(a.layers), len(b.layers))
+    return [
+        s
+        for (general, _), found in groups.items()
+        for s in ([found[0]._replace(field=general)] if len(found) == depth > 1 else found)
+    ]
+
+
+def _flat(value: Any, at: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested values with their paths: ("layers[0].attention.heads", 9)."""
+    if isinstance(value, Mapping):
+        return [leaf for k, v in value.items() for leaf in _flat(v, f"{at}.{k}" if at else k)]
+    if isinstance(value, list | tuple):
+        return [leaf for i, v in enumerate(value) for leaf in _flat(v, f"{at}[{i}]")]
+    return [(at, value)]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=FLOAT32)
+    return a == b

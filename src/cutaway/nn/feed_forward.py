@@ -1,7 +1,7 @@
 """The position-wise feed-forward layer, plain (Vaswani et al. 2017) or gated (Shazeer 2020, arXiv:2002.05202).
 
-    plain:  down(act(up(x)))
-    gated:  down(act(gate(x)) * up(x))       with act = silu this is SwiGLU, with act = gelu GeGLU
+plain:  down(act(up(x)))
+gated:  down(act(gate(x)) * up(x))       with act = silu this is SwiGLU, with act = gelu GeGLU
 """
 
 from __future__ import annotations

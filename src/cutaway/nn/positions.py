@@ -77,7 +77,7 @@ def rotation(spec: RopeSpec, head_dim: int, positions_T: Tensor, dtype: torch.dt
 def rotate(x_THK: Tensor, turn: Rotation) -> Tensor:
     """Rotate every pair (j, j + K/2) of every head of x_THK by its token's angle; keeps shape and dtype.
 
-        [a, b] -> [a cos - b sin,  b cos + a sin]
+    [a, b] -> [a cos - b sin,  b cos + a sin]
     """
     a_THk, b_THk = x_THK.chunk(2, -1)
     return x_THK * turn.cos_TK[:, None] + torch.cat([-b_THk, a_THk], -1) * turn.sin_TK[:, None]

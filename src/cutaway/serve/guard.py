@@ -71,7 +71,7 @@ def check_key(policy: Policy, headers: Headers, path: str) -> ApiError | None:
 def _shown(authorization: str) -> bytes:
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() != "basic":
-        return value.encode() if scheme.lower() == "bearer" else b""
+        return value.encode("latin-1") if scheme.lower() == "bearer" else b""
     try:
         return base64.b64decode(value, validate=True).partition(b":")[2]
     except binascii.Error:

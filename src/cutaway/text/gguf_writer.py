@@ -76,6 +76,9 @@ def _frame(recipe: Recipe) -> tuple[dict[str, int], dict[str, bool]]:
     if len(before) > 1 or len(after) > 1:
         raise _refusal("more than one token before or after a text")
     roles, flags = dict(recipe.roles), dict[str, bool]()
+    unk = recipe.options.get("unk_token")
+    if unk in recipe.vocab:
+        roles["unk"] = recipe.vocab[unk]
     for side, names in ((before, ("bos", "cls")), (after, ("eos", "sep"))):
         if side and side[0] not in (roles.get(name) for name in names):
             roles[names[0]] = side[0]
@@ -138,6 +141,8 @@ def _wordpiece(recipe: Recipe, names: list[str]) -> Json:
         "BertPreTokenizer",
     ):
         raise _refusal("WordPiece without BERT's normalizer and pre-tokenizer")
+    if any(name.startswith("##" + SPACE) for name in names):
+        raise _refusal(f"WordPiece with {SPACE!r} inside words")
     accents = normal.get("strip_accents")
     return {
         "model": "bert",

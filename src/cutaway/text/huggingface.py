@@ -11,7 +11,6 @@ from cutaway.errors import CutawayError, NotFound
 from cutaway.files import atomic
 from cutaway.text.added import AddedToken
 from cutaway.text.bpe import Pair
-from cutaway.text.frame import template
 from cutaway.text.ranking import merges_from_scores
 from cutaway.text.recipe import Json, Kind, Recipe
 
@@ -30,14 +29,9 @@ def read(directory: str | Path) -> Recipe:
         hint = "tokenizer.json and GGUF are read; transformers' save_pretrained can write a tokenizer.json"
         raise NotFound("the model directory has no tokenizer.json", str(root), hint)
     content, config = _load(path), _load(root / "tokenizer_config.json")
-    try:
-        recipe = _recipe(content)
-        _add_roles(recipe, _load(root / "special_tokens_map.json") | config)
-        _add_stops(recipe, _load(root / "generation_config.json") or _load(root / "config.json"))
-        _frame(recipe, config)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"this is not a tokenizer file of a known layout: {type(error).__name__} {error}"
-        raise CutawayError(what, str(path), "fetch the file again, or check what it is") from None
+    recipe = _recipe(content)
+    _add_roles(recipe, _load(root / "special_tokens_map.json") | config)
+    _add_stops(recipe, _load(root / "generation_config.json") or _load(root / "config.json"))
     recipe.chat_template = _chat_template(root, config)
     limit = config.get("model_max_length")
     recipe.max_length = int(limit) if isinstance(limit, int | float) and limit < 2**31 else None
@@ -108,20 +102,6 @@ def _add_stops(recipe: Recipe, generation: Json) -> None:
             recipe.roles.setdefault(role, ids[0])
         if role == "eos":
             recipe.stop = frozenset(ids)
-
-
-def _frame(recipe: Recipe, config: Json) -> None:
-    """An explicit add_bos_token or add_eos_token overrules the post-processor, as in transformers."""
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return
-    names, roles = recipe.tokens(), recipe.roles
-
-    def end(role: str) -> list[tuple[str, int]]:
-        return (
-            [(names[roles[role]], roles[role])] if config.get(f"add_{role}_token") and role in roles else []
-        )
-
-    recipe.post_processor = template(end("bos"), end("eos"))
 
 
 def _chat_template(root: Path, config: Json) -> str | None:

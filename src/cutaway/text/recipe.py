@@ -6,11 +6,13 @@ the field's common language for them; `pieces.py` brings them to life.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from cutaway.errors import CutawayError
 from cutaway.text.added import AddedToken
 from cutaway.text.bpe import BPE, Pair, by_rank, by_score
 from cutaway.text.unigram import Unigram
@@ -69,6 +71,16 @@ class Recipe:
         return {i: t for t, i in self.vocab.items()} | {t.id: t.content for t in self.added}
 
 
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """Turn what goes wrong over odd content of a file into a CutawayError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        what = f"this is not a tokenizer of a known layout: {type(error).__name__} {error}"
+        raise CutawayError(what, where, "fetch the file again, or check what it is") from None
+
+
 def build_model(recipe: Recipe) -> BPE | Unigram | WordPiece:
     """The algorithm that a recipe describes."""
     return _BUILDERS[recipe.kind](recipe)
@@ -78,7 +90,12 @@ def _bpe(recipe: Recipe) -> BPE:
     options, hidden = recipe.options, recipe.hidden
     prefix = options.get("continuing_subword_prefix") or ""
     if recipe.merges is not None:
-        priority = by_rank(p for p in recipe.merges if p[0] + p[1].removeprefix(prefix) not in hidden)
+        made = [left + right.removeprefix(prefix) for left, right in recipe.merges]
+        if missing := set(made) - recipe.vocab.keys():
+            raise ValueError(f"merges make {min(missing)!r}, which is no token")
+        priority = by_rank(
+            pair for pair, token in zip(recipe.merges, made, strict=True) if token not in hidden
+        )
     else:
         priority = by_score({t: s for t, s in (recipe.scores or {}).items() if t not in hidden})
     return BPE(

@@ -19,7 +19,7 @@ from cutaway.text.alphabet import to_letters
 from cutaway.text.chat import Guard, check, sign_for
 from cutaway.text.explain import Step, explain
 from cutaway.text.frame import template_ids
-from cutaway.text.recipe import END_TOKENS, Recipe, build_model
+from cutaway.text.recipe import END_TOKENS, Recipe, blaming, build_model
 from cutaway.text.stream import Detokenizer
 
 CACHED_WORDS = 1 << 16
@@ -65,12 +65,14 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a Hugging Face model directory; CutawayError if it has none or a broken one."""
-        return _built(cls, huggingface.read(path), str(path))
+        with blaming(str(path)):
+            return cls(huggingface.read(path))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         """That of a GGUF file's metadata (a plain dict); CutawayError if it has none that is known."""
-        return _built(cls, gguf_reader.read(metadata), "tokenizer.ggml")
+        with blaming("tokenizer.ggml"):
+            return cls(gguf_reader.read(metadata))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template; AutoTokenizer loads them."""
@@ -221,15 +223,6 @@ class Tokenizer:
         names = {f"{role}_token": self._tokens[i] for role, i in self.recipe.roles.items()}
         given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         return sandbox.render(self.recipe.chat_template, {"documents": None, **names, **given, **variables})
-
-
-def _built(cls: type[Tokenizer], recipe: Recipe, where: str) -> Tokenizer:
-    """Build, and blame the file if its parts do not fit together."""
-    try:
-        return cls(recipe)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"the tokenizer's parts do not fit together: {type(error).__name__} {error}"
-        raise CutawayError(what, where, "fetch the file again") from None
 
 
 def _checked(text: str) -> str:

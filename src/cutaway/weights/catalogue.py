@@ -47,8 +47,7 @@ CATALOGUE: dict[str, Card] = {
                 "zh": "SmolLM2-135M-Instruct（Llama 家族），GGUF Q4_1：默认模型，英文对话",
             },
             sha256={
-                "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b6827"
-                "50a6f8c8c15e5bc70ea373728110db53",
+                "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             },
         ),
         Card(
@@ -65,8 +64,7 @@ CATALOGUE: dict[str, Card] = {
             },
             notice="Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms",
             sha256={
-                "gemma-3-270m-q4_k_m.gguf": "a5fd3b62230aa5ec60212297dc9d20ea"
-                "a70578ac519e00d93a17e44c087a6818",
+                "gemma-3-270m-q4_k_m.gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             },
         ),
         Card(

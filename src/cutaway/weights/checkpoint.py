@@ -1,8 +1,8 @@
 """A checkpoint on disk, whatever its format, as a model of ours: find the family, translate, check, load.
 
-    config.json + *.safetensors ─┐                       ┌─ Spec ── build ─┐
-                                 ├─ Checkpoint ── tables ─┤                 ├─ Decoder | Encoder
-    *.gguf ──────────────────────┘                       └─ tensors ───────┘
+config.json + *.safetensors ─┐                       ┌─ Spec ── build ─┐
+                             ├─ Checkpoint ── tables ─┤                 ├─ Decoder | Encoder
+*.gguf ──────────────────────┘                       └─ tensors ───────┘
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Like a shell's glob: a star does not reach into folders."""
     path = PurePosixPath(name)
     return any(
-        fnmatchcase(name, pattern)
-        for pattern in patterns
-        if len(path.parts) == len(PurePosixPath(pattern).parts)
+        fnmatchcase(name, pattern) for pattern in patterns if len(path.parts) == len(PurePosixPath(pattern).parts)
     )
 
 
@@ -89,9 +87,7 @@ def model_in(folder: Path, where: str = "") -> Path:
     if ggufs:
         raise NotFound(f"holds {len(ggufs)} GGUF files", where, f"name one of them, such as {ggufs[0].name}")
     if tensors:
-        raise NotFound(
-            "holds safetensors but no config.json", where, "put the model's config.json beside them"
-        )
+        raise NotFound("holds safetensors but no config.json", where, "put the model's config.json beside them")
     if _pickled([path.name for path in folder.iterdir()]):
         hint = "save it as safetensors with transformers' save_pretrained, or pull a version that is"
         raise NotFound("holds only pickled weights, which Cutaway does not open", where, hint)

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from cutaway.models.compare import Difference, Divergence, compare, difference, first
-from cutaway.models.spec import Spec
+from cutaway.models.compare import Difference, Divergence, Setting, compare, difference, first, settings
 from cutaway.weights.sides import Answer, Side
 
 PROMPT = "The capital of France is Paris. 法国的首都是巴黎。 def add(a, b): return a + b  # 1 + 2 = 3"
-FLOAT32 = 1e-6  # numbers that differ by less are the same one, written by formats of different precision
-
-
-class Setting(NamedTuple):
-    """A field of the spec in which the sides differ; "layers[*]" if they do so in every layer."""
-
-    field: str
-    a: Any
-    b: Any
 
 
 class Stored(NamedTuple):
@@ -104,23 +92,6 @@ def diff(a: Side, b: Side, ids: list[int], tolerance: float) -> Report:
     )
 
 
-def settings(a: Spec, b: Spec) -> list[Setting]:
-    """The fields of two specs that differ; one that does in all layers alike is named once."""
-    left, right = (dict(_flat(s.to_dict())) for s in (a, b))
-    differing = [k for k in dict.fromkeys([*left, *right]) if not _alike(left.get(k), right.get(k))]
-    groups: dict[tuple[str, str], list[Setting]] = defaultdict(list)
-    for key in differing:
-        general = "layers[*]" + key.partition("]")[2] if key.startswith("layers[") else key
-        one = Setting(key, left.get(key), right.get(key))
-        groups[general, repr(one[1:])].append(one)
-    depth = min(len(a.layers), len(b.layers))
-    return [
-        s
-        for (general, _), found in groups.items()
-        for s in ([found[0]._replace(field=general)] if len(found) == depth > 1 else found)
-    ]
-
-
 def tensors(a: Side, b: Side) -> list[Stored]:
     """The tensors whose numbers differ, or that one side lacks."""
     found = []
@@ -148,21 +119,6 @@ def outcome(a: Answer, b: Answer, decoder: bool) -> Outcome:
 
 def _cosine(a_TN: Tensor, b_TN: Tensor) -> Tensor:
     return (a_TN * b_TN).sum(-1) / (a_TN.norm(dim=-1) * b_TN.norm(dim=-1))
-
-
-def _flat(value: Any, at: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested values with their paths: ("layers[0].attention.heads", 9)."""
-    if isinstance(value, Mapping):
-        return [leaf for k, v in value.items() for leaf in _flat(v, f"{at}.{k}" if at else k)]
-    if isinstance(value, list | tuple):
-        return [leaf for i, v in enumerate(value) for leaf in _flat(v, f"{at}[{i}]")]
-    return [(at, value)]
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=FLOAT32)
-    return a == b
 
 
 def _module(d: Divergence) -> dict[str, Any]:

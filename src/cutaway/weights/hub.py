@@ -53,9 +53,7 @@ def download(listing: Listing, staging: Path) -> Path:
 
     (`huggingface_hub.snapshot_download` would begin each unfinished file anew in a new process.)
     """
-    folder = staging / (
-        listing.commit or "model"
-    )  # one folder per commit: halves of two versions must not meet
+    folder = staging / (listing.commit or "model")  # one per commit: halves of two versions must not meet
     for name, size in listing.sizes.items():
         url = hf_hub_url(listing.repository, name, revision=listing.commit)
         with explained(listing.repository):
@@ -95,14 +93,10 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        hint = (
-            f"accept its terms at https://huggingface.co/{repository}, then `hf auth login` or set HF_TOKEN"
-        )
+        hint = f"accept its terms at https://huggingface.co/{repository}, then `hf auth login` or set HF_TOKEN"
         raise CutawayError("is gated", where, hint) from error
     except RepositoryNotFoundError as error:
-        raise NotFound(
-            "no such public model", where, "check the spelling; a private model needs HF_TOKEN"
-        ) from error
+        raise NotFound("no such public model", where, "check the spelling; a private model needs HF_TOKEN") from error
     except RevisionNotFoundError as error:
         raise NotFound(f"no branch, tag or commit {revision!r}", where) from error
     except HFValidationError as error:

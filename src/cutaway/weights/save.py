@@ -46,9 +46,7 @@ def save_directory(
     each: called after every tensor. Errors: a spec that the family's configuration cannot express.
     """
     family = FAMILIES[model.spec.family]
-    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")} | _token_ids(
-        tokenizer
-    )
+    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")} | _token_ids(tokenizer)
     pooling = config.pop("cutaway_pooling", None)
     rows, state = _rows(family.rows, model), model.state_dict()
     with atomic(path) as folder:
@@ -94,9 +92,7 @@ def save_gguf(
     ]
     general = {"general.name": name or path.stem, "general.file_type": FILE_TYPES[kind]}
     general |= {"general.type": "model", "general.quantization_version": 2}
-    gguf.write(
-        path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *_rope_tensor(spec)]
-    )
+    gguf.write(path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *_rope_tensor(spec)])
 
 
 def _rows(rows: tuple[Row, ...], model: Decoder | Encoder) -> list[Row]:
@@ -188,9 +184,7 @@ def _save_pooling(folder: Path, spec: Spec, pooling: dict[str, Any]) -> None:
     ]
     (folder / "1_Pooling").mkdir()
     (folder / "modules.json").write_text(json.dumps(steps, indent=2))
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": spec.context, "do_lower_case": False}
-    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": spec.context, "do_lower_case": False})
     _write_json(
         folder / "1_Pooling" / "config.json",
         {

@@ -27,29 +27,72 @@ const short = (x: number): number => Number(x.toPrecision(4));
 const shown = (token: { text: string; display?: string }) => (token.display === token.text ? 0 : (token.display ?? 0));
 
 const packAlternative = (a: Alternative): PackedAlternative => [
-  a.id, a.text, shown(a), short(a.probability), short(a.sampled), CUTS.indexOf(a.cut),
+  a.id,
+  a.text,
+  shown(a),
+  short(a.probability),
+  short(a.sampled),
+  CUTS.indexOf(a.cut),
 ];
 
 const packToken = (t: ReplyToken): PackedToken => [
-  t.id, t.text, shown(t), short(t.probability), short(t.entropy), t.rank, t.candidates, t.forced ? 1 : 0,
+  t.id,
+  t.text,
+  shown(t),
+  short(t.probability),
+  short(t.entropy),
+  t.rank,
+  t.candidates,
+  t.forced ? 1 : 0,
   t.alternatives.map(packAlternative),
 ];
 
 const unpackAlternative = ([id, text, display, probability, sampled, cut]: PackedAlternative): Alternative => ({
-  id, text, display: display || text, probability, sampled, cut: CUTS[cut] ?? null,
+  id,
+  text,
+  display: display || text,
+  probability,
+  sampled,
+  cut: CUTS[cut] ?? null,
 });
 
-const unpackToken = ([id, text, display, probability, entropy, rank, candidates, forced, rest]: PackedToken): ReplyToken => ({
-  id, text, display: display || text, probability, entropy, rank, candidates, forced: forced === 1,
+const unpackToken = ([
+  id,
+  text,
+  display,
+  probability,
+  entropy,
+  rank,
+  candidates,
+  forced,
+  rest,
+]: PackedToken): ReplyToken => ({
+  id,
+  text,
+  display: display || text,
+  probability,
+  entropy,
+  rank,
+  candidates,
+  forced: forced === 1,
   alternatives: rest.map(unpackAlternative),
 });
 
 function pack(conversation: Conversation): Stored {
   const { id, system, updated, chosen, turns } = conversation;
   return {
-    id, system, updated, chosen,
+    id,
+    system,
+    updated,
+    chosen,
     turns: turns.map(({ id, role, parent, model, written, finish, timing, tokens, prompt }) => ({
-      id, role, parent, model, written, finish, timing,
+      id,
+      role,
+      parent,
+      model,
+      written,
+      finish,
+      timing,
       tokens: tokens.map(packToken),
       prompt: prompt.map((token) => [token.id, token.display ?? token.text]),
     })),
@@ -74,7 +117,9 @@ const read = (key: string): Stored => JSON.parse(localStorage.getItem(key)!) as 
 
 /** Every stored conversation, the latest first. */
 export const loadConversations = (): Conversation[] =>
-  keys().map((key) => unpack(read(key))).sort((a, b) => b.updated - a.updated);
+  keys()
+    .map((key) => unpack(read(key)))
+    .sort((a, b) => b.updated - a.updated);
 
 export const forgetConversation = (id: string): void => localStorage.removeItem(PREFIX + id);
 
@@ -92,10 +137,14 @@ export function saveConversation(conversation: Conversation): void {
 
 /** Shrinks or removes the oldest conversation but the one being saved; false if there is none left. */
 function makeRoom(saving: string): boolean {
-  const others = keys().map(read).filter((other) => other.id !== saving).sort((a, b) => a.updated - b.updated);
+  const others = keys()
+    .map(read)
+    .filter((other) => other.id !== saving)
+    .sort((a, b) => a.updated - b.updated);
   const heavy = others.find((other) => other.turns.some((turn) => turn.tokens.some((token) => token[8].length)));
   if (heavy) {
-    for (const turn of heavy.turns) turn.tokens = turn.tokens.map((token) => [...token.slice(0, 8), []] as unknown as PackedToken);
+    for (const turn of heavy.turns)
+      turn.tokens = turn.tokens.map((token) => [...token.slice(0, 8), []] as unknown as PackedToken);
     localStorage.setItem(PREFIX + heavy.id, JSON.stringify(heavy));
   } else if (others[0]) {
     forgetConversation(others[0].id);

@@ -18,11 +18,14 @@ function linearTicks(low: number, high: number, wanted: number): number[] {
 
 /** Powers of ten; with fewer than three of them, twos and fives as well. */
 function logTicks(low: number, high: number): number[] {
-  const powers = Array.from({ length: Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1 }, (_, i) =>
-    10 ** (Math.floor(Math.log10(low)) + i),
+  const powers = Array.from(
+    { length: Math.ceil(Math.log10(high)) - Math.floor(Math.log10(low)) + 1 },
+    (_, i) => 10 ** (Math.floor(Math.log10(low)) + i),
   );
   const within = (steps: number[]) =>
-    powers.flatMap((p) => steps.map((s) => Number((s * p).toPrecision(3)))).filter((v) => v >= low * 0.999 && v <= high * 1.001);
+    powers
+      .flatMap((p) => steps.map((s) => Number((s * p).toPrecision(3))))
+      .filter((v) => v >= low * 0.999 && v <= high * 1.001);
   const tens = within([1]);
   return tens.length >= 3 ? tens : within([1, 2, 5]);
 }

@@ -19,9 +19,9 @@ export function trail(tree: Module, id: string): Module[] {
 export const stages = (tree: Module): Module[] =>
   tree.children.flatMap((child) => (child.children.length && child.children.every(isBlock) ? child.children : [child]));
 
-/** Equal for modules that differ in nothing but their place. */
+/** Equal for modules that compute alike, wherever they are and however they are stored. */
 export function signature(module: Module): string {
-  const shapes = module.tensors.map((tensor) => `${tensor.shape}${tensor.stored}`);
+  const shapes = module.tensors.map((tensor) => tensor.shape);
   return JSON.stringify([module.kind, module.detail, shapes, module.children.map(signature)]);
 }
 

@@ -16,7 +16,10 @@ export function treemap(values: number[], frame: Box): Box[] {
     const sum = rest.reduce((a, b) => a + b, 0);
     const side = Math.min(w, h);
     const unit = (w * h) / sum;
-    const taken = rowLength(rest.map((value) => value * unit), side);
+    const taken = rowLength(
+      rest.map((value) => value * unit),
+      side,
+    );
     const row = rest.slice(0, taken);
     const depth = (row.reduce((a, b) => a + b, 0) * unit) / side;
     let along = 0;

@@ -48,7 +48,9 @@ const ACTIONS: Record<string, () => void> = {
 
 /** Single keys act only where nobody is typing and no dialog is open. */
 export function onShortcut(event: KeyboardEvent, help: () => void): void {
-  const typing = (event.target as HTMLElement).closest("input:not([type=radio], [type=range]), textarea, select, dialog");
+  const typing = (event.target as HTMLElement).closest(
+    "input:not([type=radio], [type=range]), textarea, select, dialog",
+  );
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const action = event.key === "?" ? help : ACTIONS[event.key];
   if (!action) return;

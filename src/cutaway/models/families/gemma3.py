@@ -47,7 +47,9 @@ def read_ropes(config: Config) -> Each:
     """A rope per layer: local layers turn with their own, unscaled base."""
     nested = config.get("rope_parameters") or {}
     by_kind = {
-        LOCAL: llama.read_rope({"rope_theta": config.get("rope_local_base_freq", 1e4), "rope_parameters": nested.get(LOCAL)}),
+        LOCAL: llama.read_rope(
+            {"rope_theta": config.get("rope_local_base_freq", 1e4), "rope_parameters": nested.get(LOCAL)}
+        ),
         GLOBAL: llama.read_rope(
             {
                 "rope_theta": config.get("rope_theta", 1e6),

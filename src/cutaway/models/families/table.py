@@ -167,7 +167,10 @@ def spec_of(family: Family, config: Config) -> Spec:
 def config_of(family: Family, spec: Spec) -> dict[str, Any]:
     """The config.json of a spec. Errors: a spec that this family's configuration cannot express."""
     nested = spec.to_dict()
-    config: dict[str, Any] = {"architectures": [family.architectures[0]], "model_type": family.model_type or family.name}
+    config: dict[str, Any] = {
+        "architectures": [family.architectures[0]],
+        "model_type": family.model_type or family.name,
+    }
     for field in family.fields:
         config.update(field.write(_find(nested, field.path)))
     if (back := spec_of(family, config)) != spec:

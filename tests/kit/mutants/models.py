@@ -1,4 +1,4 @@
-"""The mutants: mistakes that people make in these mechanisms, each with the proof that must notice it."""
+"""Mistakes in mechanisms, blocks, family tables and cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 import torch.nn.functional as F
-from kit.mutation import Change, Mutant, edit, put
+from kit.mutation import Change, edit, mutants, put
 
 from cutaway.models.families.table import Family, Row
 
@@ -31,11 +31,8 @@ def exchanged(a: str, b: str) -> Callable[[Row], Row]:
     return lambda r: r._replace(theirs=b.join(part.replace(b, a) for part in r.theirs.split(a)))
 
 
-def _mutants(*rows: tuple[str, str, Change]) -> tuple[Mutant, ...]:
-    return tuple(Mutant(*row) for row in rows)
-
-
-NORM = _mutants(
+# fmt: off
+NORM = mutants(
     ("rms norm: weight ignored", "values llama", edit(NORMS + "RMSNorm.forward", "self.weight * unit_TD", "unit_TD")),
     ("rms norm: epsilon a thousand times too large", "values qwen2", edit(NORMS + "RMSNorm.forward", "self.eps", "1e-2")),
     ("rms norm: epsilon a thousand times too small", "values qwen2", edit(NORMS + "RMSNorm.forward", "self.eps", "1e-8")),
@@ -62,7 +59,7 @@ NORM = _mutants(
     ("final norm: skipped", "values llama", edit(STACK + "forward", "self.final_norm is None", "True")),
 )
 
-POSITION = _mutants(
+POSITION = mutants(
     ("rope: none", "values llama", edit(ROPE + "rotate", "return x_THK *", "return x_THK\n    return x_THK *")),
     ("rope: pairs interleaved", "values llama",
         edit(ROPE + "rotate", "torch.cat([-b_THk, a_THk], -1)",
@@ -75,7 +72,7 @@ POSITION = _mutants(
     ("rope: keys not turned", "values llama",
         edit(ATTENTION + "Attention.forward", "rotate(k_TGK, turn)", "k_TGK")),
     ("rope: frequencies by K + 2", "values llama", edit(ROPE + "rope_frequencies", "/ head_dim", "/ (head_dim + 2)")),
-    ("rope: another base", "values llama", edit(ROPE + "rope_frequencies", "spec.base**", "(spec.base + 1)**")),
+    ("rope: another base", "values llama", edit(ROPE + "rope_frequencies", "spec.base **", "(spec.base + 1) **")),
     ("rope: angles in bfloat16", "bfloat16 llama",
         edit(ROPE + "rotation", "positions_T.double()", "positions_T.to(dtype)")),
     ("rope: angles in float32", "values llama", 
@@ -106,7 +103,7 @@ POSITION = _mutants(
         edit(EMBEDDING, "self.positions(positions_T)", "self.positions(positions_T - positions_T.min())")),
 )
 
-ATTEND = _mutants(
+ATTEND = mutants(
     ("attention: scale missing", "values llama", edit(ATTENTION + "attend", "scale=spec.scale", "scale=1.0")),
     ("attention: scale by width of the head, not by the configured scalar", "values gemma3",
         edit(ATTENTION + "attend", "scale=spec.scale", "scale=spec.head_dim**-0.5")),
@@ -128,7 +125,7 @@ ATTEND = _mutants(
     ("window: on every layer", "values gemma3",
         edit("cutaway.models.families.gemma3:read_windows", "if kind == LOCAL else None", "if kind else None")),
     ("window: pattern off by one", "values gemma3",
-        edit("cutaway.models.families.gemma3:layer_types", 'config.get("layer_types") or [LOCAL if (i + 1)', "[LOCAL if (i + 2)")),
+        edit("cutaway.models.families.gemma3:layer_types", "config.get('layer_types') or [LOCAL if (i + 1)", "[LOCAL if (i + 2)")),
     ("grouped heads: repeated in turn", "values llama",
         edit(ATTENTION + "attend", "q_BHQK, k_BGSK, v_BGSK, mask_QS",
              "q_BHQK, *(t.repeat(1, spec.heads // spec.kv_heads, 1, 1) for t in (k_BGSK, v_BGSK)), mask_QS")),
@@ -144,9 +141,9 @@ ATTEND = _mutants(
         edit(ATTENTION + "Attention.forward", "self.q_norm(q_THK), self.k_norm(k_TGK)", "self.k_norm(q_THK), self.q_norm(k_TGK)")),
     ("q/k norm: after the rotation", "values qwen3",
         edit(ATTENTION + "Attention.forward",
-             "q_THK, k_TGK = self.q_norm(q_THK), self.k_norm(k_TGK)\n    if turn is not None:\n        "
-             "q_THK, k_TGK = rotate(q_THK, turn), rotate(k_TGK, turn)",
-             "q_THK, k_TGK = self.q_norm(rotate(q_THK, turn)), self.k_norm(rotate(k_TGK, turn))")),
+             "q_THK, k_TGK = (self.q_norm(q_THK), self.k_norm(k_TGK))\n    if turn is not None:\n        "
+             "q_THK, k_TGK = (rotate(q_THK, turn), rotate(k_TGK, turn))",
+             "q_THK, k_TGK = (self.q_norm(rotate(q_THK, turn)), self.k_norm(rotate(k_TGK, turn)))")),
     ("ragged batch: one sequence sees the next", "values bert",
         edit(ATTENTION + "BlockDiagonal.attend", "split(self.lengths, 1)", "split([sum(self.lengths)], 1)")),
     ("ragged batch: rows of the even batch mixed", "values llama",
@@ -154,7 +151,7 @@ ATTEND = _mutants(
              "t.unflatten(0, (-1, rows)).transpose(0, 1).transpose(1, 2)")),
 )
 
-BLOCKS = _mutants(
+BLOCKS = mutants(
     ("feed-forward: gate and up swapped", "values llama",
         edit(FFN, "self.activation(self.gate(x_TD)) * self.up(x_TD)", "self.activation(self.up(x_TD)) * self.gate(x_TD)")),
     ("feed-forward: gate not activated", "values qwen2", edit(FFN, "self.activation(self.gate(x_TD))", "self.gate(x_TD)")),
@@ -198,7 +195,7 @@ BLOCKS = _mutants(
         edit("cutaway.models.decoder:Decoder.logits", "self.head is None", "True")),
 )
 
-FAMILY_TABLES = _mutants(
+FAMILY_TABLES = mutants(
     ("tables: epsilon of the final norm left at its default", "values llama",
         edit("cutaway.models.families.table:spec_of", "f.read(config) for f in family.fields",
              '(1e-6 if f.path == "final_norm.eps" else f.read(config)) for f in family.fields')),
@@ -211,7 +208,7 @@ FAMILY_TABLES = _mutants(
     ("tables: layers share the first one's values", "values gemma3",
         edit("cutaway.models.families.table:_pick", "value[i]", "value[0]")),
     ("tables: two layers exchanged", "values llama",
-        edit("cutaway.models.families.table:Row.at", 'self.theirs.replace("{i}", str(i))', 'self.theirs.replace("{i}", "102"[i])')),
+        edit("cutaway.models.families.table:Row.at", "self.theirs.replace('{i}', str(i))", "self.theirs.replace('{i}', '102'[i])")),
     ("tables: fused q, k, v split in another order", "values gpt2",
         edit("cutaway.models.families.gpt2:FAMILY.rows.4.via.load", "t.split(sizes, axis)", "t.split(sizes, axis)[::-1]")),
     ("tables: fused q, k, v not transposed", "values gpt2",
@@ -230,7 +227,7 @@ FAMILY_TABLES = _mutants(
     ("tables: weight and bias of a norm exchanged", "values gpt2", rows("gpt2", "ln_f", exchanged("weight", "bias"))),
 )
 
-KV_CACHE = _mutants(
+KV_CACHE = mutants(
     ("cache: written one place late", "cache llama", edit(CACHE + "KVCache.put", "buffer[:, start:end]", "buffer[:, start + 1 : end + 1]")),
     ("cache: keys kept before the rotation", "cache llama",
         edit(ATTENTION + "Attention.forward", "out_THK = context.attend(layer, q_THK, k_TGK,",
@@ -246,7 +243,9 @@ KV_CACHE = _mutants(
     ("cache: layers share one", "cache qwen2", edit(CACHE + "KVCache.get", "self.pairs[layer]", "self.pairs[0]")),
     ("cache: values for keys", "cache llama", edit(CACHE + "KVCache.put", "(k_TGK, v_TGK)", "(v_TGK, k_TGK)")),
     ("cache: spans answer each other", "cache llama",
-        edit(CACHE + "Spans.attend", "in parts])", "in parts][::-1])")),
+        edit(CACHE + "Spans.attend", "zip(self.spans, parts, strict=True)])", "zip(self.spans, parts, strict=True)][::-1])")),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*NORM, *POSITION, *ATTEND, *BLOCKS, *FAMILY_TABLES, *KV_CACHE)
+# fmt: on
+
+MUTANTS = (*NORM, *POSITION, *ATTEND, *BLOCKS, *FAMILY_TABLES, *KV_CACHE)

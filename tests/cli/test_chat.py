@@ -1,0 +1,216 @@
+"""`cutaway chat`: what it prints, what it refuses, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cutaway.cli import main
+from cutaway.cli.conversation import Talk
+from cutaway.engine.engine import Engine
+from cutaway.engine.params import SamplingParams
+from cutaway.errors import CutawayError
+from cutaway.weights import checkpoint
+from engine.tiny import decoder, tokenizer, told
+from serve.servers import encoder, loaded
+
+MODELS = {
+    "tiny": loaded("tiny", decoder(), tokenizer()),
+    "base": loaded("base", decoder(), tokenizer(None)),
+    "vectors": loaded("vectors", encoder(), tokenizer()),
+}
+
+
+@pytest.fixture
+def cutaway(monkeypatch, capsys):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(checkpoint, "load", lambda source, dtype, device: MODELS[source])
+
+    def run(*arguments: str, stdin: bytes = b""):
+        monkeypatch.setattr(sys, "argv", ["cutaway", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+        status = 0
+        try:
+            main.run()
+        except SystemExit as left:
+            status = left.code or 0
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    return run
+
+
+def reply(prompt: list[int], **settings):
+    return list(Engine(decoder(), tokenizer()).generate(prompt, SamplingParams(**settings), 2))
+
+
+def test_json(cutaway):
+    asked = ("chat", "tiny", "-p", "hé", "--seed", "3", "--max-tokens", "9", "--temperature", "0.9", "--json")
+    status, out, _ = cutaway(*asked)
+    told, prompt = json.loads(out), tokenizer().chat([{"role": "user", "content": "hé"}])
+    events = reply(prompt, seed=3, max_tokens=9, temperature=0.9)
+    assert status == 0
+    timing = told.pop("timing")
+    assert set(timing) == {"prefill_s", "decode_s", "tokens_per_s"}
+    assert told == {
+        "model": "tiny",
+        "prompt": "hé",
+        "text": "".join(e.text for e in events),
+        "finish_reason": events[-1].finish,
+        "seed": 3,
+        "usage": {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": len(events),
+            "total_tokens": len(prompt) + len(events),
+        },
+    }
+    tokens = json.loads(cutaway(*asked, "--logprobs", "2")[1])["tokens"]
+    assert [t["id"] for t in tokens] == [e.choice.token for e in events]
+    assert [t["logprob"] for t in tokens] == pytest.approx([e.choice.logprob for e in events])
+    assert [[a["id"] for a in t["alternatives"]] for t in tokens] == [
+        [a.id for a in e.choice.alternatives[:2]] for e in events
+    ]
+
+
+def test_plain_text_and_nothing_else(cutaway):
+    asked = ("chat", "tiny", "--prompt", "hi", "--seed", "4", "--max-tokens", "9")
+    status, out, _ = cutaway(*asked)
+    events = reply(tokenizer().chat([{"role": "user", "content": "hi"}]), seed=4, max_tokens=9, temperature=0.7)
+    assert (status, out) == (0, "".join(e.text for e in events) + "\n")
+    assert cutaway("chat", "tiny", "--prompt", "-", "--seed", "4", "--max-tokens", "9", stdin=b"hi")[1] == out
+
+
+def test_system_and_raw(cutaway):
+    status, out, _ = cutaway("chat", "tiny", "-p", "hi", "-s", "be", "--temperature", "0", "--max-tokens", "9")
+    messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
+    assert out == "".join(e.text for e in reply(tokenizer().chat(messages), temperature=0, max_tokens=9)) + "\n"
+    status, out, _ = cutaway("chat", "base", "--raw", "-p", "hi", "--temperature", "0", "--max-tokens", "9")
+    assert out == "".join(e.text for e in reply(tokenizer().encode("hi"), temperature=0, max_tokens=9)) + "\n"
+    assert status == 0
+
+
+def test_a_conversation_from_a_pipe(cutaway):
+    lines = b"/help\nhi\n\nagain\n/nothing [bold]\n/system be\n/reset\nhi\n/exit\nnever"
+    status, out, _ = cutaway("chat", "tiny", "--max-tokens", "5", "--seed", "1", stdin=lines)
+    assert status == 0
+    assert out.count("tokens/s") == 3
+    assert "no command /nothing" in out
+    assert "/system TEXT" in out
+
+
+def test_messages_are_remembered_and_forgotten():
+    talk = Talk("tiny", told("yes"), SamplingParams(temperature=0, max_tokens=3))
+    talk.begin("be brief")
+    talk.answer("one")
+    talk.answer("two")
+    assert [m["role"] for m in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
+    talk.begin()
+    assert talk.messages == [{"role": "system", "content": "be brief"}]
+    with pytest.raises(CutawayError):
+        talk.answer("x" * 999)
+    assert len(talk.messages) == 1
+
+
+WRONG = [
+    (("--json",), "--json"),
+    (("--logprobs", "2", "-p", "x"), "--logprobs"),
+    (("--raw", "--system", "x"), "--system"),
+    (("-p", ""), None),
+    (("-p", "x" * 300), "context"),
+    (("-p", "caf\udce9"), "--prompt"),
+    (("-p", "x", "--stop", "\udce9"), "--stop"),
+    (("-p", "x", "--temperature", "-1"), "temperature"),
+    (("-p", "x", "--top-p", "1.5"), "top_p"),
+    (("-p", "x", "--max-tokens", "0"), "max_tokens"),
+    (("-p", "x", "--stop", ""), "stop"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG, ids=str)
+def test_what_is_wrong_is_named(cutaway, arguments, named):
+    status, out, err = cutaway("chat", "tiny", *arguments)
+    if named is None:  # an empty message is a message
+        assert status == 0
+    else:
+        assert (status, out) == (1, "")
+        assert named in err
+
+
+def test_models_that_cannot_chat(cutaway):
+    status, _, err = cutaway("chat", "vectors", "-p", "x")
+    assert (status, "encoder" in err) == (1, True)
+    status, _, err = cutaway("chat", "base", "-p", "x")
+    assert (status, "--raw" in err) == (1, True)
+
+
+@pytest.mark.parametrize("arguments", [("-p", "-"), ()])
+def test_stdin_must_be_utf8(cutaway, arguments):
+    status, _, err = cutaway("chat", "tiny", *arguments, stdin=b"caf\xe9\n")
+    assert (status, "not UTF-8" in err) == (1, True)
+
+
+def test_unknown_options_are_a_usage_error(cutaway):
+    assert cutaway("chat", "tiny", "--tempreature", "1")[0] == 2
+    assert cutaway("chat")[0] == 2
+
+
+def test_the_real_model_knows_the_capital_of_france(smollm2_gguf):
+    question = "What is the capital of France?"
+    asked = ["chat", str(smollm2_gguf), "--prompt", question, "--temperature", "0", "--json"]
+    done = subprocess.run([sys.executable, "-m", "cutaway.cli.main", *asked], capture_output=True, check=True)
+    told = json.loads(done.stdout)
+    assert "Paris" in told["text"]
+    assert told["finish_reason"] == "stop"
+
+
+class Terminal:
+    """A command behind a pseudo-terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.screen, there = pty.openpty()
+        command = [sys.executable, "-m", "cutaway.cli.main", *arguments]
+        self.process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, start_new_session=True)
+        os.close(there)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def until(self, text: str, seconds: float = 60) -> None:
+        """Read on until `text` appears behind what was seen before."""
+        end, start = time.monotonic() + seconds, len(self.seen)
+        while text not in self.seen[start:]:
+            assert time.monotonic() < end, self.seen
+            if select.select([self.screen], [], [], 0.1)[0]:
+                self.seen += os.read(self.screen, 65536).decode(errors="replace")
+
+
+def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(smollm2_gguf):
+    terminal = Terminal("chat", str(smollm2_gguf), "--seed", "1", "--max-tokens", "2000")
+    try:
+        terminal.until("> ")
+        terminal.type("Write a long story.\n")
+        terminal.until("\n")
+        terminal.until(" the ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("tokens/s")
+        terminal.until("> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("leaves")
+        terminal.type("/help\n")
+        terminal.until("/system TEXT")
+        terminal.type("\x04")
+        assert terminal.process.wait(10) == 0
+    finally:
+        terminal.process.kill()
+        os.close(terminal.screen)

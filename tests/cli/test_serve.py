@@ -1,0 +1,115 @@
+"""`cutaway serve`: from the command to an answer, and to a clean end."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from cutaway.cli.serve import listening
+from cutaway.errors import CutawayError
+
+COMMAND = [sys.executable, "-m", "cutaway.cli.main", "serve"]
+
+
+@pytest.fixture(scope="module")
+def server(smollm2_gguf, minilm_dir):
+    arguments = [str(smollm2_gguf), "--embeddings", str(minilm_dir), "--port", "0", "--context", "512"]
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    return re.search(r"http://127\.0\.0\.1:\d+", server[1]).group()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def test_it_says_where_it_answers(url):
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{url}/", follow_redirects=True).headers["content-type"].startswith("text/html")
+    assert "models" in httpx.get(f"{url}/studio/api/models").json()
+
+
+def test_the_real_model_chats(client):
+    decoder, encoder = (m.id for m in client.models.list())
+    asked = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    answer = client.chat.completions.create(model=decoder, **asked, logprobs=True, top_logprobs=2)
+    text = answer.choices[0].message.content
+    assert "Paris" in text
+    assert answer.choices[0].finish_reason == "stop"
+    entries = answer.choices[0].logprobs.content
+    assert b"".join(bytes(e.bytes) for e in entries[:-1]).decode() == text
+    assert all(e.top_logprobs[0].token == e.token for e in entries)
+    streamed = client.chat.completions.create(model=decoder, **asked, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in streamed) == text
+    with pytest.raises(openai.BadRequestError, match="encoder"):
+        client.chat.completions.create(model=encoder, **asked)
+
+
+def test_the_real_model_completes(client):
+    decoder = client.models.list().data[0].id
+    asked = {"model": decoder, "prompt": ["The capital of France is", "1, 2, 3,"], "temperature": 0, "max_tokens": 3}
+    first, second = client.completions.create(**asked).choices
+    assert (first.text[:6], second.text[:2]) == (" Paris", " 4")
+
+
+def test_the_real_encoder_embeds(client, minilm_dir):
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["A cat sits on the mat.", "猫坐在垫子上。", "GPU prices fell."]
+    encoder = client.models.list().data[1].id
+    ours = np.array([d.embedding for d in client.embeddings.create(model=encoder, input=texts).data])
+    theirs = SentenceTransformer(str(minilm_dir), device="cpu").encode(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_port_cannot_be_taken_twice(url):
+    port = url.rpartition(":")[2]
+    done = subprocess.run([*COMMAND, "no-such-model", "--port", port], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--port 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_it_cleanly_in_the_middle_of_a_stream(server, client):
+    process, line = server
+    decoder = client.models.list().data[0].id
+    asked = {"messages": [{"role": "user", "content": "Count to a thousand."}], "extra_body": {"ignore_eos": True}}
+    chunks = iter(client.chat.completions.create(model=decoder, **asked, stream=True))
+    next(chunks)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    rest = process.stdout.read()
+    assert line.count("http://") == 1
+    assert rest == "", "one line on stdout, no more"
+
+
+def test_an_open_address_needs_a_key():
+    done = subprocess.run([*COMMAND, "x", "--host", "0.0.0.0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "--api-key" in done.stderr
+
+
+def test_a_port_is_held_but_not_open_before_the_models_are_there():
+    with listening("127.0.0.1", 0) as taken:
+        address = taken.getsockname()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=1)
+        with pytest.raises(CutawayError):
+            socket.create_server(address)

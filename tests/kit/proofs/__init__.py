@@ -1,0 +1,17 @@
+"""Proofs: functions without arguments that return if ours agrees with an independent reference, and raise if not.
+
+Tests run them as they are, and mutants must make them fail. `PROOFS` names them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kit.proofs import formats, models, sampling, text
+
+PROOFS: dict[str, Callable[[], object]] = {
+    **models.PROOFS,
+    **formats.PROOFS,
+    **sampling.PROOFS,
+    **text.PROOFS,
+}

@@ -1,0 +1,115 @@
+"""The sampler against transformers' processors, OpenAI's formula, and the distribution that it must draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from cutaway.engine.params import SamplingParams
+from cutaway.engine.sampler import draw, penalize, sample, shape
+
+VOCAB = 300
+PROMPT, REPLY = [3, 7, 7, 250], [7, 9, 9, 9, 20]
+FILTERS = [
+    {"temperature": 0.6},
+    {"temperature": 2.5, "top_k": 20},
+    {"temperature": 1.7, "top_p": 0.8},
+    {"temperature": 2.0, "min_p": 0.03},
+    {"temperature": 1.6, "top_k": 40, "top_p": 0.9},
+    {"temperature": 1.9, "top_k": 120, "top_p": 0.95, "min_p": 0.02},
+    {"top_p": 0.02},
+]
+
+
+def logits(seed: int = 0) -> Tensor:
+    """Of both signs, all different."""
+    return 2 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def _theirs(scores_V: Tensor, settings: dict[str, float]) -> Tensor:
+    steps = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper}
+    steps |= {"top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    for name, value in settings.items():
+        scores_V = steps[name](value)(None, scores_V[None])[0]
+    return scores_V.softmax(-1)
+
+
+def filters() -> None:
+    """The same tokens survive, with the same probabilities."""
+    for seed, settings in enumerate(FILTERS):
+        found_V = shape(logits(seed), SamplingParams(**settings), [], []).probabilities()
+        expected_V = _theirs(logits(seed), settings)
+        assert torch.equal(found_V > 0, expected_V > 0), f"other survivors with {settings}"
+        assert torch.allclose(found_V, expected_V, atol=1e-6), f"other probabilities with {settings}"
+
+
+def penalties() -> None:
+    """Repetition as transformers has it, presence and frequency as OpenAI's documentation writes them."""
+    seen = torch.tensor([PROMPT + REPLY])
+    for factor in (1.3, 0.8):
+        found_V = penalize(logits(), SamplingParams(repetition_penalty=factor), PROMPT, REPLY)
+        expected_V = RepetitionPenaltyLogitsProcessor(factor)(seen, logits()[None])[0]
+        assert torch.allclose(found_V, expected_V), f"repetition {factor}"
+    for presence, frequency in [(0.7, 0.0), (0.0, 0.4), (-0.5, 1.1)]:
+        params = SamplingParams(presence_penalty=presence, frequency_penalty=frequency)
+        found_V = penalize(logits(), params, PROMPT, REPLY)
+        count_V = torch.bincount(torch.tensor(REPLY), minlength=VOCAB)
+        expected_V = logits() - count_V * frequency - (count_V > 0) * presence
+        assert torch.allclose(found_V, expected_V), f"presence {presence}, frequency {frequency}"
+
+
+def draws() -> None:
+    """Draws follow the distribution; they depend on the seed and on the position, and on nothing else."""
+    few_V, count = torch.tensor([1.5, 1.0, 0.5, 0.0, -1.0]), 3000
+    shaped = shape(few_V, SamplingParams(top_k=4), [], [])
+    tokens = {seed: [draw(shaped, SamplingParams(seed=seed), i) for i in range(count)] for seed in (1, 2)}
+    expected_V = few_V[:4].softmax(-1) * count
+    for drawn in tokens.values():
+        counts_V = torch.bincount(torch.tensor(drawn), minlength=5)
+        assert counts_V[4] == 0, "a token was drawn that a filter had removed"
+        assert ((counts_V[:4] - expected_V) ** 2 / expected_V).sum() < 16.3, "other frequencies"  # p = 0.001
+    assert tokens[1] != tokens[2], "the seed makes no difference"
+    assert len(set(tokens[1])) > 1, "the position makes no difference"
+    assert tokens[1][:99] == [draw(shaped, SamplingParams(seed=1), i) for i in range(99)], "not repeatable"
+
+
+def reports() -> None:
+    """What is said about a choice: the model's own probability, rank and entropy, and what became of the others."""
+    params = SamplingParams(temperature=1.4, top_k=12, top_p=0.9, seed=5)
+    for seed in range(20):
+        choice = sample(logits(seed), params, PROMPT, [], trace=30)
+        p_V, sampled_V = logits(seed).softmax(-1), _theirs(logits(seed), {"temperature": 1.4, "top_k": 12, "top_p": 0.9})
+        order = p_V.argsort(descending=True).tolist()
+        entropy = float(-(p_V * p_V.log()).sum())
+        expected = [p_V[choice.token].log(), order.index(choice.token), entropy, (sampled_V > 0).sum()]
+        found = [choice.logprob, choice.rank, choice.entropy, choice.candidates]
+        assert torch.allclose(torch.tensor(found), torch.tensor([float(x) for x in expected]), atol=1e-4), f"{found}"
+        assert [a.id for a in choice.alternatives][:30] == order[:30]
+        for a in choice.alternatives:
+            assert abs(a.sampled - sampled_V[a.id]) < 1e-5
+            assert (a.cut is None) == bool(sampled_V[a.id] > 0)
+
+
+def greedy() -> None:
+    """At temperature 0 the best token comes, after the penalties."""
+    best = int(logits().argmax())
+    assert sample(logits(), SamplingParams(temperature=0), [], []).token == best
+    punished = SamplingParams(temperature=0, presence_penalty=2, frequency_penalty=2)
+    assert sample(logits(), punished, [], [best, best, best]).token == int(logits().topk(2).indices[1])
+
+
+def _named() -> Iterator[tuple[str, object]]:
+    for proof in (filters, penalties, draws, reports, greedy):
+        yield f"sampler {proof.__name__}", proof
+
+
+PROOFS = dict(_named())
