@@ -23,6 +23,7 @@ from cutaway.weights import checkpoint
 from engine.tiny import decoder, tokenizer, told
 from serve.servers import encoder, loaded
 
+COMMAND = [sys.executable, "-c", "from cutaway.cli.main import run; run()"]
 MODELS = {
     "tiny": loaded("tiny", decoder(), tokenizer()),
     "base": loaded("base", decoder(), tokenizer(None)),
@@ -167,7 +168,7 @@ def test_unknown_options_are_a_usage_error(cutaway):
 def test_the_real_model_knows_the_capital_of_france(smollm2_gguf):
     question = "What is the capital of France?"
     asked = ["chat", str(smollm2_gguf), "--prompt", question, "--temperature", "0", "--json"]
-    done = subprocess.run([sys.executable, "-m", "cutaway.cli.main", *asked], capture_output=True, check=True)
+    done = subprocess.run([*COMMAND, *asked], capture_output=True, check=True)
     told = json.loads(done.stdout)
     assert "Paris" in told["text"]
     assert told["finish_reason"] == "stop"
@@ -178,8 +179,8 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self.screen, there = pty.openpty()
-        command = [sys.executable, "-m", "cutaway.cli.main", *arguments]
-        self.process = subprocess.Popen(command, stdin=there, stdout=there, stderr=there, start_new_session=True)
+        streams = {"stdin": there, "stdout": there, "stderr": there}
+        self.process = subprocess.Popen([*COMMAND, *arguments], **streams, start_new_session=True)
         os.close(there)
         self.seen = ""
 

@@ -93,3 +93,15 @@ def test_what_is_held():
     assert held("abc", ("cd",)) == 1
     assert held("abc", ("bcd", "cx")) == 2
     assert held("abc", ("abc",)) == 0, "a whole stop string is found, not held"
+
+
+def test_text_that_is_kept_is_neither_said_again_nor_stopped_at():
+    t = tokenizer()
+    for kept, text, wanted in [("tw", "o", "o"), ("tw", "é two", "é "), ("two", "x", "x"), ("é"[:1], "é", "é")]:
+        engine = told(text, prompt="?" + kept)
+        sequence = engine.prepare(t.encode("?"), SamplingParams(temperature=0, stop=("two",)), kept=t.encode(kept))
+        engine.waiting.append(sequence)
+        said = ""
+        while engine.busy:
+            said += "".join(event.text for _, event in engine.step())
+        assert said == wanted

@@ -167,3 +167,17 @@ def test_a_gate_counts():
     with pytest.raises(ZeroDivisionError), gate.enter(3):
         raise ZeroDivisionError
     assert gate.inside == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_a_reply_can_be_taken_up_in_the_middle(service, count):
+    prompt, params = ids(9), SamplingParams(seed=3, max_tokens=15, frequency_penalty=1, ignore_eos=True)
+    whole = asyncio.run(service.complete(prompt, params))
+    kept = [e.choice.token for e in whole[:count]]
+
+    async def go_on():
+        return [event async for event in service.stream(prompt, params, kept=kept)]
+
+    rest = asyncio.run(go_on())
+    assert [e.choice.token for e in rest] == [e.choice.token for e in whole[count:]]
+    assert tokenizer().decode(kept + [e.choice.token for e in rest]) == "".join(e.text for e in whole)

@@ -44,7 +44,7 @@ def test_card_in_chinese_and_of_a_failure() -> None:
 
 
 def test_wide_tables_are_cut_with_their_first_column_repeated() -> None:
-    narrow, wide = (shown(echo.run({"name": "x" * 40}), width) for width in (50, 200))
+    narrow, wide = (shown(echo.run({"name": "x" * 40}), width) for width in (40, 200))
     assert (narrow.count("value"), wide.count("value")) == (1, 1)
     heads = [re.findall(r"^│\s+i\b", text, re.M) for text in (narrow, wide)]
     assert len(heads[0]) > len(heads[1]) == 1
@@ -52,8 +52,19 @@ def test_wide_tables_are_cut_with_their_first_column_repeated() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "text"),
-    [(None, ""), ("a", "a"), (True, "yes"), (1234567, "1,234,567"), (0.0, "0"), (0, "0"), (12.3456, "12.35")]
-    + [(1e-7, "1.00e-07"), (-2.5e12, "-2.50e+12"), (0.99996, "1.0000"), (123456.7, "123,457")],
+    [
+        (None, ""),
+        ("a", "a"),
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.0, "0"),
+        (0, "0"),
+        (12.3456, "12.35"),
+        (1e-7, "1.00e-07"),
+        (-2.5e12, "-2.50e+12"),
+        (0.99996, "1.0000"),
+        (123456.7, "123,457"),
+    ],
 )
 def test_numbers_are_short(cell: object, text: str) -> None:
     assert number(cell) == text
@@ -63,7 +74,8 @@ def test_plots_mark_the_corners() -> None:
     axis = Axis(label="x", log=True)
     plot = Plot(kind="line", x=axis, y=axis, series=[Series(name="s", x=[1.0, 100.0], y=[10.0, 1000.0])])
     lines = drawing(plot, number).plain.splitlines()
-    assert lines[1].startswith("     1,000 │") and lines[1].endswith("●")
+    assert lines[1].startswith("     1,000 │")
+    assert lines[1].endswith("●")
     assert "│●" in lines[12]
     assert lines[-1] == " ● s"
     level = Plot(kind="scatter", x=Axis(label=""), y=Axis(label=""), series=[Series(name="s", x=[1.0], y=[1.0])])
@@ -99,7 +111,7 @@ def test_run_stores_shows_and_prints_one_json_line(echoing: CliRunner, tmp_path:
 
 
 def test_show_repeats_the_latest(echoing: CliRunner) -> None:
-    with pytest.raises(NotFound, match="no evidence yet.*cutaway lab run echo"):
+    with pytest.raises(NotFound, match=r"no evidence yet.*cutaway lab run echo"):
         echoing.invoke(app, ["show", "echo"], catch_exceptions=False)
     echoing.invoke(app, ["run", "echo", "--quick"])
     assert "2 counted" in echoing.invoke(app, ["show", "echo"]).stdout

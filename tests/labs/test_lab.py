@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from cutaway.errors import CutawayError, NotFound
 from cutaway.labs import evidence as records
 from cutaway.labs.catalogue import LABS, find
-from cutaway.labs.evidence import Axis, Evidence, Finding, Plot, Series, both, check, latest, store, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.evidence import Axis, Evidence, Finding, Plot, Series, both, check, latest, make_room, store, table
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.labs.machine import commit, machine
 
 
@@ -42,8 +43,9 @@ def echo(
 
 
 def test_defaults_are_the_full_profile_and_quick_replaces_some() -> None:
-    assert echo.values({}, "full") == dict(count=5, rate=0.5, name="nobody", loud=False, kind="a", right=True)
-    assert echo.values({}, "quick") == dict(count=2, rate=0.5, name="nobody", loud=False, kind="b", right=True)
+    full = {"count": 5, "rate": 0.5, "name": "nobody", "loud": False, "kind": "a", "right": True}
+    assert echo.values({}, "full") == full
+    assert echo.values({}, "quick") == full | {"count": 2, "kind": "b"}
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,20 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr("cutaway.files.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CutawayError, match=r"cannot be written: disk full.*CUTAWAY_RESULTS"):
         store(echo.run(), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CutawayError, match=r"cannot be made.*CUTAWAY_RESULTS"):
+        make_room(tmp_path / "file" / "results")
+
+
+def test_a_lab_without_numbers_says_so() -> None:
+    with pytest.raises(CutawayError, match="lab echo: came to nothing that can be shown"):
+        echo.run({"rate": 1e308, "count": 10})
 
 
 def test_names_of_files_sort_by_time_in_any_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

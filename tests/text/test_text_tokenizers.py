@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Reference
 
 from cutaway.text import Tokenizer
-from text.samples import TINY, fuzz, saved
+from text.samples import TINY, byte_level, fuzz, saved
 
 Twins = tuple[Reference, Tokenizer]
 
@@ -80,3 +81,15 @@ def test_explained_steps_lead_to_the_ids(twins: Twins) -> None:
         steps = ours.explain(text)
         ids = [i for s in steps for i in ([s["id"]] if s["step"] == "added" else s.get("ids", []))]
         assert ids == reference.encode(text, add_special_tokens=False).ids
+
+
+def test_normalizing_makes_no_control_token(tmp_path: Path) -> None:
+    """NFKC makes "<ctl>" of full-width letters; only the name itself, in the raw text, is the token."""
+    tiny = byte_level(normalizer=normalizers.NFKC())
+    tiny.add_special_tokens([AddedToken("<ctl>", normalized=True)])
+    ours = Tokenizer.from_dir(saved(tiny, tmp_path))
+    assert ours.special_ids & set(ours.encode("a<ctl>b"))
+    for parse_special in (True, False):
+        ids = ours.encode("a＜ctl＞b", parse_special=parse_special)
+        assert not ours.special_ids & set(ids)
+        assert ours.decode(ids) == "a<ctl>b"

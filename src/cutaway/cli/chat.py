@@ -18,30 +18,22 @@ if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should n
     from cutaway.engine.sequence import Event
 
 Model = Annotated[str, typer.Argument(help="A path or a name, see `cutaway models`.")]
-Prompt = Annotated[
-    str | None, typer.Option("--prompt", "-p", help='Ask this and leave; "-" reads it from stdin.')
-]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help='Ask this and leave; "-" reads it from stdin.')]
 System = Annotated[str | None, typer.Option("--system", "-s", help="How the model should behave.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (needs --prompt).")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as text, without chat template.")]
-Logprobs = Annotated[
-    int | None, typer.Option(help="Tokens with N alternatives each (needs --json).", min=0, max=100)
-]
+Logprobs = Annotated[int | None, typer.Option(help="Tokens with N alternatives each (needs --json).", min=0, max=100)]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of mass P; 1 is off.")]
-MinP = Annotated[
-    float, typer.Option(help="Draw from tokens at least P times as likely as the best; 0 is off.")
-]
+MinP = Annotated[float, typer.Option(help="Draw from tokens at least P times as likely as the best; 0 is off.")]
 Repetition = Annotated[float, typer.Option(help="Divide scores of tokens that occurred; 1 is off.")]
 Presence = Annotated[float, typer.Option(help="Subtract from scores of tokens of the reply; 0 is off.")]
 Frequency = Annotated[float, typer.Option(help="The same per occurrence.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
-Context = Annotated[
-    int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)
-]
+Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
 
@@ -143,9 +135,7 @@ def _open(model: str, raw: bool, context: int | None, dtype: str, device: str) -
     if not isinstance(loaded.model, Decoder):
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
     if not raw and loaded.tokenizer.chat_template is None:
-        raise CutawayError(
-            f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text"
-        )
+        raise CutawayError(f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text")
     return loaded.name, Engine(loaded.model, loaded.tokenizer, context=context)
 
 

@@ -58,7 +58,7 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick/--full", help="Seconds instead of minutes, with smaller numbers.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of everything random.")] = 0,
     as_json: Json = False,
     language: InLanguage = Language.en,
 ) -> None:
@@ -67,9 +67,10 @@ def run(
     Example: cutaway lab run kv-cache --quick --knob longest=128
     """
     from cutaway.labs.catalogue import find
-    from cutaway.labs.evidence import store
+    from cutaway.labs.evidence import make_room, store
 
     lab, given = find(id), dict(_pair(text) for text in knob or [])
+    make_room()
     with _Progress() as report:
         evidence = lab.run(given, "quick" if quick else "full", seed, report)
     path = store(evidence)

@@ -23,17 +23,13 @@ console = Console(stderr=True)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Names = Annotated[
-    list[str], typer.Argument(help="Models: paths or names, see `cutaway models`.", metavar="MODEL...")
-]
+Names = Annotated[list[str], typer.Argument(help="Models: paths or names, see `cutaway models`.", metavar="MODEL...")]
 Encoders = Annotated[list[str] | None, typer.Option(help="An encoder for /v1/embeddings. May be repeated.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
-Context = Annotated[
-    int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)
-]
+Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
@@ -81,12 +77,19 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     # Without the protocol's number asyncio would not set TCP_NODELAY, and every small message wait 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with told_of_the_port(host, port):
             taken.bind((host, port))
-        except OSError as error:
-            hint = "another server may be running; --port 0 takes a free one"
-            raise CutawayError(f"cannot listen on {host}:{port}: {error.strerror}", "--port", hint) from None
         yield taken
+
+
+@contextmanager
+def told_of_the_port(host: str, port: int) -> Iterator[None]:
+    """Blame the address for what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        hint = "another server may be running; --port 0 takes a free one"
+        raise CutawayError(f"cannot listen on {host}:{port}: {error.strerror}", "--port", hint) from None
 
 
 def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -> dict[str, Loaded]:
@@ -99,9 +102,7 @@ def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -
         with console.status(f"loading {source}"):
             loaded = load(source, dtype, device)
         if i >= len(sources) and not isinstance(loaded.model, Encoder):
-            raise CutawayError(
-                f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option"
-            )
+            raise CutawayError(f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option")
         if loaded.name in models:
             raise CutawayError(f"two models are called {loaded.name!r}", source, "name each once")
         models[loaded.name] = loaded
@@ -155,7 +156,8 @@ def run(app: FastAPI, taken: socket.socket, url: str) -> None:
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
+            with told_of_the_port(*taken.getsockname()[:2]):
+                await super().startup(sockets)
             if self.started:
                 typer.echo(f"Cutaway answers at {url}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -28,13 +28,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer,
-        *,
-        context: int | None = None,
-        budget: int = 512,
-        running: int = 16,
+        self, model: Decoder, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512, running: int = 16
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.context = min(context or model.spec.context, model.spec.context)
@@ -48,10 +42,14 @@ class Engine:
         self.waiting.append(sequence)
         return sequence
 
-    def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
-        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`."""
-        self.check(prompt)
-        return Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs))
+    def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()) -> Sequence:
+        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`.
+
+        kept: tokens that the reply begins with; they count as its own, in max_tokens too.
+        """
+        reply = [*kept]
+        self.check(prompt + reply)
+        return Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs), reply)
 
     def check(self, prompt: list[int]) -> None:
         """Errors: no tokens, no room for a reply in the context (`TooLong`), ids beyond the vocabulary."""
@@ -59,9 +57,7 @@ class Engine:
             raise CutawayError("is empty", "prompt", "give at least one token")
         if len(prompt) >= self.context:
             raise TooLong(
-                f"has {len(prompt)} tokens, the context holds {self.context} with the reply",
-                "prompt",
-                "shorten it",
+                f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it"
             )
         if max(prompt) >= self.model.spec.vocab or min(prompt) < 0:
             raise CutawayError(f"has token ids outside 0 ... {self.model.spec.vocab - 1}", "prompt")
@@ -82,18 +78,14 @@ class Engine:
         if not spans:
             return []
         device = self.model.device
-        tokens_T = torch.tensor(
-            [t for s, n in spans for t in s.tokens[s.computed : s.computed + n]], device=device
-        )
+        tokens_T = torch.tensor([t for s, n in spans for t in s.tokens[s.computed : s.computed + n]], device=device)
         positions_T = torch.cat([torch.arange(s.computed, s.computed + n, device=device) for s, n in spans])
         context = Spans([(self._cache(s), s.computed, n) for s, n in spans])
         hidden_TD = self.model(tokens_T, positions_T, context)
         ends = torch.tensor([n for _, n in spans]).cumsum(0) - 1
         for sequence, n in spans:
             sequence.computed += n
-        ready = [
-            (s, end) for (s, _), end in zip(spans, ends.tolist(), strict=True) if s.computed == len(s.tokens)
-        ]
+        ready = [(s, end) for (s, _), end in zip(spans, ends.tolist(), strict=True) if s.computed == len(s.tokens)]
         if not ready:
             return []
         logits_RV = self.model.logits(hidden_TD[[end for _, end in ready]])
@@ -125,9 +117,7 @@ class Engine:
 
     def _cache(self, sequence: Sequence) -> KVCache:
         if sequence.cache is None:
-            sequence.cache = KVCache(
-                self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64
-            )
+            sequence.cache = KVCache(self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64)
         return sequence.cache
 
     def _advance(self, sequence: Sequence, logits_V: torch.Tensor) -> Event:

@@ -92,9 +92,7 @@ def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], re
     if params.repetition_penalty != 1:
         seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), reply_T]).unique()
         raised = scores_V[seen]
-        scores_V[seen] = torch.where(
-            raised > 0, raised / params.repetition_penalty, raised * params.repetition_penalty
-        )
+        scores_V[seen] = torch.where(raised > 0, raised / params.repetition_penalty, raised * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:
         used, count = reply_T.unique(return_counts=True)
         scores_V[used] -= params.presence_penalty + params.frequency_penalty * count
@@ -111,9 +109,7 @@ def top_p_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> f
 
     The mass is that of the survivors of earlier filters. Ever longer heads are sorted, not the vocabulary.
     """
-    log_total = (
-        scores_V[scores_V >= floor].double().logsumexp(-1)
-    )  # float32 would err by whole tokens of the tail
+    log_total = scores_V[scores_V >= floor].double().logsumexp(-1)  # float32 would err by whole tokens of the tail
     size = 64
     while True:
         best = scores_V.topk(min(size, len(scores_V))).values
@@ -131,9 +127,7 @@ def min_p_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> f
     return float(scores_V.max()) + math.log(params.min_p)
 
 
-FILTERS: tuple[
-    tuple[str, Callable[[SamplingParams], bool], Callable[[Tensor, SamplingParams, float], float]], ...
-] = (
+FILTERS: tuple[tuple[str, Callable[[SamplingParams], bool], Callable[[Tensor, SamplingParams, float], float]], ...] = (
     ("top_k", lambda p: p.top_k > 0, top_k_threshold),
     ("top_p", lambda p: p.top_p < 1, top_p_threshold),
     ("min_p", lambda p: p.min_p > 0, min_p_threshold),
@@ -158,9 +152,7 @@ def gumbel(seed: int, position: int, size: int) -> Tensor:
     return -torch.from_numpy(np.random.Generator(philox).standard_exponential(size)).log()
 
 
-def sample(
-    logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0
-) -> Choice:
+def sample(logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0) -> Choice:
     """Draw the next token after prompt + reply. trace: how many alternatives to describe in full.
 
     Errors: FloatingPointError if the model computed something that is not a number.
@@ -183,9 +175,7 @@ def _describe(token: int, logprobs_V: Tensor, shaped: Shaped, count: int) -> Cho
     return Choice(
         token=token,
         logprob=float(logprobs_V[token]),
-        alternatives=tuple(
-            Alternative(i, float(logprobs_V[i]), float(sampled_V[i]), shaped.cut(i)) for i in ids
-        ),
+        alternatives=tuple(Alternative(i, float(logprobs_V[i]), float(sampled_V[i]), shaped.cut(i)) for i in ids),
         entropy=float(torch.special.entr(logprobs_V.exp()).sum()),
         rank=int((logprobs_V > logprobs_V[token]).sum()),
         candidates=int((shaped.scores_V >= shaped.floor).sum()),

@@ -45,6 +45,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.decoder = self.tokenizer.stream(continuing=True)
+        self.text = "".join(map(self.decoder.push, self.reply))
+        self.sent = len(self.text)
 
     @property
     def tokens(self) -> list[int]:
@@ -68,7 +70,8 @@ class Sequence:
 
     def _release(self) -> str:
         """Text that no stop string can take back any more."""
-        end = len(self.text) if self.finish else len(self.text) - held(self.text, self.params.stop)
+        end = len(self.text) - (0 if self.finish else held(self.text, self.params.stop))
+        end = max(end, self.sent)  # text that the reply was given to begin with is not taken back either
         new, self.sent = self.text[self.sent : end], end
         return new
 

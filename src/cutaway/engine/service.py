@@ -11,7 +11,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 
 from cutaway.engine.engine import Engine
@@ -47,8 +47,7 @@ class Gate:
         with self._lock:
             if self.inside + count > self.room:
                 raise Busy(
-                    f"{self.inside} of {self.room} places are taken, {count} more are wanted",
-                    hint="try again later",
+                    f"{self.inside} of {self.room} places are taken, {count} more are wanted", hint="try again later"
                 )
             self.inside += count
         try:
@@ -78,21 +77,24 @@ class Service:
         return not self._closed and self._thread.is_alive()
 
     async def stream(
-        self, prompt: list[int], params: SamplingParams, trace: int = 0
+        self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()
     ) -> AsyncGenerator[Event, None]:
-        """Events of one sequence. Leaving the iteration, for whatever reason, aborts the sequence.
+        """Events of one sequence, see `Engine.prepare`. Leaving the iteration aborts the sequence.
 
         Errors: those of `Engine.check`; `Busy`; `Stopped`.
         """
-        async with aclosing(self.stream_all([(prompt, params)], trace)) as events:
+        async with aclosing(self._events([self.engine.prepare(prompt, params, trace, kept)])) as events:
             async for _, event in events:
                 yield event
 
-    async def stream_all(
-        self, requests: list[Request], trace: int = 0
-    ) -> AsyncGenerator[tuple[int, Event], None]:
+    async def stream_all(self, requests: list[Request], trace: int = 0) -> AsyncGenerator[tuple[int, Event], None]:
         """Events of several sequences as they come, with their request's index; all are accepted or none."""
         sequences = [self.engine.prepare(prompt, params, trace) for prompt, params in requests]
+        async with aclosing(self._events(sequences)) as events:
+            async for item in events:
+                yield item
+
+    async def _events(self, sequences: list[Sequence]) -> AsyncGenerator[tuple[int, Event], None]:
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Item] = asyncio.Queue()
 

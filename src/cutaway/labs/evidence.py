@@ -166,17 +166,32 @@ class Evidence(Finding):
             raise CutawayError(f"is not evidence: {place}: {first['msg']}", where, "run the lab again") from None
 
 
+HINT = "name another folder in CUTAWAY_RESULTS"
+
+
 def results_dir() -> Path:
     """Where evidence is kept: $CUTAWAY_RESULTS, else `results` in the working directory."""
     return Path(os.environ.get("CUTAWAY_RESULTS") or "results").expanduser()
 
 
 def store(evidence: Evidence, folder: Path | None = None) -> Path:
-    """Write `<folder>/<lab>/<UTC time>.json`; the name sorts by time. Returns the path."""
+    """Write `<folder>/<lab>/<UTC time>.json`; the name sorts by time. Errors: no room."""
     path = (folder or results_dir()) / evidence.lab / f"{evidence.created.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.json"
-    with atomic(path) as partial:
-        partial.write_text(evidence.to_json() + "\n", "utf-8")
+    try:
+        with atomic(path) as partial:
+            partial.write_text(evidence.to_json() + "\n", "utf-8")
+    except OSError as error:
+        raise CutawayError(f"cannot be written: {error.strerror or error}", str(path), HINT) from error
     return path
+
+
+def make_room(folder: Path | None = None) -> None:
+    """See that evidence can be kept, before a long run. Errors: no folder can be made there."""
+    where = folder or results_dir()
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CutawayError(f"cannot be made: {error.strerror or error}", str(where), HINT) from error
 
 
 def latest(lab: str, folder: Path | None = None) -> Evidence | None:

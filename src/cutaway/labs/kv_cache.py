@@ -20,9 +20,11 @@ from torch import Tensor
 
 from cutaway.errors import CutawayError
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
+from cutaway.labs.statistics import growth, summed
 from cutaway.labs.subject import MODEL, Cached, decoder, last_logits, reading, subject
-from cutaway.labs.timing import growth, interleaved, summed
+from cutaway.labs.timing import interleaved
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
 
@@ -77,7 +79,7 @@ def kv_cache(
     with torch.inference_mode():
         seconds = [time_both(subject_model, tokens_T[:n], repeats) for n in run.each(lengths, "tokens")]
         steps, replies = generate_both(subject_model, tokens_T[:prompt], generate, run)
-        difference = chunked_difference(subject_model, tokens_T[: min(longest, 256)], run)
+        difference = chunked_difference(subject_model, tokens_T[: min(longest // 2, 256)], run)
     points = trace(Cost(subject_model.spec), lengths, seconds)
     return Finding(
         table=table(COLUMNS, map(_row, points)),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,26 +21,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cutaway.labs.byte_model import Training, byte_spec, train
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
-from cutaway.labs.machine import PACKAGE
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
 from cutaway.labs.timing import interleaved
-from cutaway.models.block import positions_of
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
-from cutaway.models.spec import HeadSpec, LayerSpec, Spec
-from cutaway.nn.attention import AttentionSpec, BlockDiagonal
-from cutaway.nn.embedding import EmbeddingSpec
-from cutaway.nn.feed_forward import FeedForwardSpec
+from cutaway.models.spec import Spec
 from cutaway.nn.norms import LayerNorm, NormSpec, RMSNorm, make_norm
-from cutaway.nn.positions import RopeSpec
 
 Kind = Literal["rms", "layer"]
 KINDS: tuple[Kind, Kind] = ("rms", "layer")
 EPS = 1e-5
-RUN_LENGTH, RUNS = 96, 8  # bytes per training sequence, sequences per step
 
 
 class Pair(NamedTuple):
@@ -51,13 +45,6 @@ class Pair(NamedTuple):
     unit: str
     rms: float
     layer: float
-
-
-class Training(NamedTuple):
-    """held_out: loss in nats per byte after each seed's training. seconds: per step, median over all."""
-
-    held_out: list[float]
-    seconds: float
 
 
 @lab(
@@ -88,7 +75,7 @@ def rms_vs_layer(
     off_center, losses, real_width = real(model, length, run)
     pairs = [*counted(real_width), *timed(rows, real_width, repeats)]
     trained = {kind: Training([], 0.0) for kind in KINDS}
-    small = {kind: small_spec(kind, width, layers) for kind in KINDS}
+    small = {kind: byte_spec(NormSpec(kind, EPS), width, layers) for kind in KINDS}
     for seed in range(run.seed, run.seed + seeds):
         for kind in KINDS:
             trained[kind] = _merge(trained[kind], train(small[kind], steps, seed, run))
@@ -265,57 +252,6 @@ def centered(model: Decoder) -> Decoder:
 
 
 # ---- models trained from scratch
-
-
-def small_spec(kind: Kind, width: int, layers: int) -> Spec:
-    """A Llama-like decoder of bytes, with either norm."""
-    head_dim = max(8, width // 8)
-    heads = max(1, width // head_dim)
-    block = LayerSpec(
-        attention=AttentionSpec(heads, max(1, heads // 2), head_dim, head_dim**-0.5, rope=RopeSpec()),
-        ffn=FeedForwardSpec(8 * width // 3, "silu", gated=True),
-        norm=NormSpec(kind, EPS),
-    )
-    return Spec("llama", 256, width, RUN_LENGTH, EmbeddingSpec(), (block,) * layers, block.norm, HeadSpec(tied=False))
-
-
-def source_bytes() -> Tensor:
-    """This package's Python files, one after the other."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    return torch.tensor(list(b"\n".join(path.read_bytes() for path in files)))
-
-
-def train(spec: Spec, steps: int, seed: int, run: Run) -> Training:
-    """AdamW on nine tenths of the source code, loss on the rest. A seed fixes the matrices and the batches."""
-    torch_rng = torch.Generator().manual_seed(seed)
-    model = build(spec)
-    assert isinstance(model, Decoder)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02, generator=torch_rng)
-    data = source_bytes()
-    learned, held_out = data[: len(data) * 9 // 10], data[len(data) * 9 // 10 :]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    seconds = []
-    for _ in run.each(range(steps), f"training with {spec.layers[0].norm.kind} norm, seed {seed}, step"):
-        began = time.perf_counter()
-        loss = batch_loss(model, learned, torch_rng)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    with torch.no_grad():
-        test_rng = torch.Generator().manual_seed(0)
-        losses = [float(batch_loss(model, held_out, test_rng)) for _ in range(max(4, steps // 10))]
-    return Training([statistics.mean(losses)], statistics.median(seconds))
-
-
-def batch_loss(model: Decoder, data: Tensor, generator: torch.Generator) -> Tensor:
-    """Loss of `RUNS` random stretches laid end to end, nats per byte."""
-    starts = torch.randint(len(data) - RUN_LENGTH - 1, (RUNS,), generator=generator).tolist()
-    inputs_T, targets_T = (torch.cat([data[s + shift : s + shift + RUN_LENGTH] for s in starts]) for shift in (0, 1))
-    lengths = [RUN_LENGTH] * RUNS
-    return F.cross_entropy(model.logits(model(inputs_T, positions_of(lengths), BlockDiagonal(lengths))), targets_T)
 
 
 def _merge(a: Training, b: Training) -> Training:

@@ -19,7 +19,9 @@ from torch import Tensor
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import Shaped, draw, shape
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
+from cutaway.labs.statistics import chi_square
 from cutaway.labs.subject import MODEL, decoder, last_logits, logits_of, reading, subject
 
 BY_HAND = "logits 2, 1, 0"
@@ -155,23 +157,6 @@ def measure(where: str, setting: str, shaped: Shaped, draws: int, seed: int) -> 
         draws=draws,
         off=float((counts_V / draws - p_V).abs().max()),
         p=chi_square(counts_V, p_V),
-    )
-
-
-def chi_square(counts_V: Tensor, p_V: Tensor) -> float:
-    """Probability of counts as far from p as these, or further. Tokens expected under 5 times share a bin."""
-    if counts_V[p_V == 0].any():
-        return 0.0
-    expected_V = p_V * counts_V.sum()
-    common_V = expected_V >= 5
-    expected, counts = ([*column[common_V], column[~common_V].sum()] for column in (expected_V, counts_V))
-    if expected[-1] < 5 and len(expected) > 1:  # too rare even together: they join the last of the others
-        expected[-2:], counts[-2:] = [expected[-2] + expected[-1]], [counts[-2] + counts[-1]]
-    if len(expected) == 1:
-        return 1.0
-    statistic = sum((c - e) ** 2 / e for c, e in zip(counts, expected, strict=True))
-    return float(
-        torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), torch.as_tensor(statistic) / 2)
     )
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, visible
 
@@ -121,7 +122,7 @@ class Watched(BlockDiagonal):
         seen_TS = torch.ones_like(scores_HTS[0], dtype=torch.bool) if mask_TS is None else mask_TS
         rows = slice(MINIMUM_KEYS, None)
         seen_RS = seen_TS[rows].expand(spec.heads, -1, -1).flatten(0, 1)
-        self.layers.append(sharpness(scores_HTS[:, rows].flatten(0, 1), seen_RS, self.upstream_S))
+        self.layers.append(sharpness(scores_HTS[:, rows].flatten(0, 1).detach(), seen_RS, self.upstream_S))
         return super().attend(layer, q_THK, k_TGK, v_TGK, spec)
 
 

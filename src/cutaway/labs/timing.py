@@ -1,13 +1,10 @@
-"""Timing two ways of doing the same, side by side, and what grows how fast."""
+"""Timing several ways of doing the same, side by side."""
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 
 def interleaved(ways: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -21,13 +18,3 @@ def interleaved(ways: Sequence[Callable[[], object]], repeats: int) -> list[floa
             way()
             record.append(time.perf_counter() - began)
     return [statistics.median(record) for record in seconds]
-
-
-def growth(x: Sequence[float], y: Sequence[float]) -> float:
-    """The exponent e of the power law y ~ x^e that fits best: the slope in log-log coordinates."""
-    return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
-
-
-def summed(x: Sequence[float], y: Sequence[float], first: int, last: int) -> float:
-    """Sum over the whole numbers first ... last of the straight lines through (x[i], y[i])."""
-    return float(np.interp(np.arange(first, last + 1), x, y).sum())

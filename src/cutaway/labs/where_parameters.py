@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from typing import Annotated, Any
 
 from cutaway.labs.evidence import Axis, Cell, Finding, Plot, Series, Table, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, subject
 from cutaway.models.cost import Cost
 from cutaway.models.families import llama

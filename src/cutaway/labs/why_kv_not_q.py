@@ -23,7 +23,8 @@ from torch import Tensor
 
 from cutaway.engine.cache import KVCache
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, Cached, decoder, reading, subject
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder

@@ -30,8 +30,6 @@ def create_app(models: Models, policy: Policy | None = None) -> FastAPI:
         app.include_router(resource.router)
     app.add_middleware(Guard, policy=policy)
     if policy.origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=[*policy.origins], allow_methods=["*"], allow_headers=["*"]
-        )
+        app.add_middleware(CORSMiddleware, allow_origins=[*policy.origins], allow_methods=["*"], allow_headers=["*"])
     app.state.metrics.install(app)
     return app

@@ -54,10 +54,7 @@ def as_template_message(message: Message) -> Json:
     """A message as chat templates know it."""
     role = "system" if message.role == "developer" else message.role
     content = message.content
-    return {
-        "role": role,
-        "content": content if isinstance(content, str) else [part.model_dump() for part in content],
-    }
+    return {"role": role, "content": content if isinstance(content, str) else [part.model_dump() for part in content]}
 
 
 def chat_format(tokenizer: Tokenizer, top: int | None) -> Format:
@@ -68,12 +65,7 @@ def chat_format(tokenizer: Tokenizer, top: int | None) -> Format:
 
     def choice(index: int, events: list[Event]) -> Json:
         message = {"role": "assistant", "content": "".join(e.text for e in events), "refusal": None}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": logprobs(events),
-            "finish_reason": events[-1].finish,
-        }
+        return {"index": index, "message": message, "logprobs": logprobs(events), "finish_reason": events[-1].finish}
 
     def deltas(index: int, event: Event, first: bool) -> list[Json]:
         def delta(content: Json, logprobs: Json | None, finish: str | None) -> Json:

@@ -24,9 +24,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     decoder_service(served)
     tokenizer = served.loaded.tokenizer
     if body.best_of not in (None, body.n):
-        raise ApiError(
-            400, "best_of: must equal n, nothing is ranked", param="best_of", code="unsupported_parameter"
-        )
+        raise ApiError(400, "best_of: must equal n, nothing is ranked", param="best_of", code="unsupported_parameter")
     generation = begin(
         request,
         body,

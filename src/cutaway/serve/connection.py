@@ -71,9 +71,7 @@ class EventStream(Response):
             try:
                 async for item in self.items:
                     await _send(send, item)
-            except (
-                Exception
-            ) as error:  # the status is sent already: all that is left is to say so in the stream
+            except Exception as error:  # the status is sent already: all that is left is to say so in the stream
                 await _send(send, as_api_error(error).body())
             else:
                 await send({"type": "http.response.body", "body": self.last.encode(), "more_body": True})

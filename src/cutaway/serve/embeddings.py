@@ -41,9 +41,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         raise ApiError(400, message, param="model", code="model_not_supported")
     width = encoder.spec.width
     if body.dimensions not in (None, width):
-        raise ApiError(
-            400, f"dimensions: the model makes {width}, no other", param="dimensions", code="invalid_value"
-        )
+        raise ApiError(400, f"dimensions: the model makes {width}, no other", param="dimensions", code="invalid_value")
     rows = await asyncio.to_thread(token_rows, served.loaded.tokenizer, body.input)
     check(rows, encoder)
     with served.gate.enter():
@@ -51,10 +49,7 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     tokens = sum(map(len, rows))
     request.app.state.metrics.prompt_tokens.labels(served.name).inc(tokens)
     spell = ENCODINGS[body.encoding_format]
-    data = [
-        {"object": "embedding", "index": i, "embedding": spell(vector_D)}
-        for i, vector_D in enumerate(vectors_ND)
-    ]
+    data = [{"object": "embedding", "index": i, "embedding": spell(vector_D)} for i, vector_D in enumerate(vectors_ND)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
 

@@ -38,9 +38,7 @@ class ApiError(HTTPException):
 
     def body(self) -> dict[str, Any]:
         """The JSON object that is sent."""
-        kind = TYPES.get(
-            self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error"
-        )
+        kind = TYPES.get(self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error")
         return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:

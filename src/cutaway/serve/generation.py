@@ -32,9 +32,7 @@ def find(request: Request, name: str) -> Served:
     models: Models = request.app.state.models
     if name not in models:
         known = ", ".join(models)
-        raise ApiError(
-            404, f"no model {name!r} here; there is {known}", param="model", code="model_not_found"
-        )
+        raise ApiError(404, f"no model {name!r} here; there is {known}", param="model", code="model_not_found")
     return models[name]
 
 
@@ -96,10 +94,7 @@ class Generation:
             async for index, event in events:
                 replies[index].append(event)
         choices = [self.format.choice(index, reply) for index, reply in enumerate(replies)]
-        return self._head(self.format.kind) | {
-            "choices": choices,
-            "usage": self._usage(sum(map(len, replies))),
-        }
+        return self._head(self.format.kind) | {"choices": choices, "usage": self._usage(sum(map(len, replies)))}
 
     async def _chunks(self) -> AsyncGenerator[Json, None]:
         head, counts = self._head(self.format.chunk_kind), [0] * len(self.requests)
@@ -142,19 +137,14 @@ def begin(
     """
     service = decoder_service(served)
     if body.stream_options is not None and not body.stream:
-        raise ApiError(
-            400, "stream_options: is for streams only", param="stream_options", code="invalid_value"
-        )
+        raise ApiError(400, "stream_options: is for streams only", param="stream_options", code="invalid_value")
     if len(prompts) * body.n > service.gate.room:
         count = f"{len(prompts)} x n = {body.n} sequences"
         message = f"{field}: {count} are more than the {service.gate.room} that this server takes"
         raise ApiError(400, message, param=field, code="invalid_value")
     if max_tokens is not None and max_tokens > served.context:
         raise ApiError(
-            400,
-            f"max_tokens: the context holds {served.context} tokens",
-            param="max_tokens",
-            code="invalid_value",
+            400, f"max_tokens: the context holds {served.context} tokens", param="max_tokens", code="invalid_value"
         )
     seed = secrets.randbits(63) if body.seed is None else body.seed
     requests = []

@@ -43,9 +43,7 @@ def check_host(policy: Policy, headers: Headers, path: str) -> ApiError | None:
     if policy.hosts is None or name in policy.hosts:
         return None
     known = ", ".join(sorted(policy.hosts))
-    return ApiError(
-        403, f"this server answers to {known} only, not to the Host named", code="host_not_allowed"
-    )
+    return ApiError(403, f"this server answers to {known} only, not to the Host named", code="host_not_allowed")
 
 
 def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None:
@@ -53,9 +51,7 @@ def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None
     origin = headers.get("origin")
     if origin is None or policy.origins & {origin, "*"} or origin.partition("://")[2] == headers.get("host"):
         return None
-    return ApiError(
-        403, "requests from other web pages are refused (see --allow-origin)", code="origin_not_allowed"
-    )
+    return ApiError(403, "requests from other web pages are refused (see --allow-origin)", code="origin_not_allowed")
 
 
 def check_key(policy: Policy, headers: Headers, path: str) -> ApiError | None:

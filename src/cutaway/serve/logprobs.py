@@ -16,11 +16,7 @@ def chat_logprobs(tokenizer: Tokenizer, events: Iterable[Event], count: int) -> 
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         piece = tokenizer.token_bytes(token)
-        return {
-            "token": piece.decode("utf-8", "replace"),
-            "logprob": max(logprob, LOWEST),
-            "bytes": list(piece),
-        }
+        return {"token": piece.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST), "bytes": list(piece)}
 
     def described(event: Event) -> dict[str, Any]:
         best = [entry(a.id, a.logprob) for a in event.choice.alternatives[:count]]

@@ -42,17 +42,13 @@ class Metrics:
     def __init__(self, models: Models) -> None:
         registry = self.registry = CollectorRegistry()
 
-        def make(
-            kind: Callable[..., M], name: str, help: str, labels: Labels = ("model_name",), **more: Any
-        ) -> M:
+        def make(kind: Callable[..., M], name: str, help: str, labels: Labels = ("model_name",), **more: Any) -> M:
             return kind(PREFIX + name, help, labels, registry=registry, **more)
 
         self.requests = make(Counter, "http_requests", "Answered requests.", ("route", "method", "status"))
         self.prompt_tokens = make(Counter, "prompt_tokens", "Tokens read.")
         self.reply_tokens = make(Counter, "generation_tokens", "Tokens generated.")
-        self.finished = make(
-            Counter, "request_success", "Finished sequences.", ("model_name", "finished_reason")
-        )
+        self.finished = make(Counter, "request_success", "Finished sequences.", ("model_name", "finished_reason"))
         self.first = make(Histogram, "time_to_first_token_seconds", "To the first token.", buckets=LONG)
         self.between = make(Histogram, "inter_token_latency_seconds", "Token to token.", buckets=SHORT)
         self.whole = make(Histogram, "e2e_request_latency_seconds", "To the last token.", buckets=LONG)

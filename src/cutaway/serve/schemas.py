@@ -11,15 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Len
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from cutaway.engine.params import SamplingParams
@@ -143,9 +135,7 @@ class Sampling(Body):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    seed: int | None = Field(
-        None, ge=-(2**63), lt=2**64, description="of the first choice; the next one's is one more"
-    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="of the first choice; the next one's is one more")
     stop: Stop = []
     ignore_eos: bool = False
     n: int = Field(1, ge=1, le=MAX_CHOICES)

@@ -1,4 +1,1 @@
-"""The back end of the web studio: what the pages under `studio/` at the repository's root ask for.
-
-It adds nothing of its own to models, engine or labs; it only tells what they know, as JSON and event streams.
-"""
+"""The studio's back end: what its pages ask beyond the OpenAI API, and the pages themselves."""

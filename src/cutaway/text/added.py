@@ -18,7 +18,8 @@ class AddedToken:
     """One such token. The fields are those of tokenizer.json.
 
     special:        a control token: skipped when decoding, and only found where `parse_special` allows it.
-    normalized:     sought in the normalized text rather than in the raw one.
+    normalized:     sought in the normalized text rather than in the raw one. Control tokens always are sought in
+                    the raw text, so that nothing a normalizer makes can become one.
     single_word:    not inside a word. lstrip, rstrip: takes the white space on that side with it.
     """
 

@@ -15,9 +15,7 @@ import re
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _HIDDEN = [b for b in range(256) if b not in _PRINTABLE]
 
-LETTER_OF_BYTE: dict[int, str] = {b: chr(b) for b in _PRINTABLE} | {
-    b: chr(256 + i) for i, b in enumerate(_HIDDEN)
-}
+LETTER_OF_BYTE: dict[int, str] = {b: chr(b) for b in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_HIDDEN)}
 BYTE_OF_LETTER: dict[str, int] = {letter: b for b, letter in LETTER_OF_BYTE.items()}
 
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")

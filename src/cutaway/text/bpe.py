@@ -75,8 +75,7 @@ class BPE:
     """Encode one pre-token.
 
     priority: which pair joins first (see `by_rank`, `by_score`).
-    unk:      token for a character the vocabulary lacks; None drops it. With `byte_fallback` its bytes come
-    first.
+    unk:      token for a character the vocabulary lacks; None drops it. `byte_fallback` tries its bytes first.
     fuse_unk: neighboring unknown characters make one `unk`.
     whole:    a pre-token that is itself a token needs no merging (`ignore_merges` of Llama 3).
     prefix:   marks symbols that continue a word; suffix: marks the last symbol of a word.

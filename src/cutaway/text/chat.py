@@ -8,9 +8,9 @@ it, so that only names written by the template match; then the guards are droppe
 if they had never been there. Messages without such names are rendered unchanged, so the ids are those of any
 other implementation.
 
-Templates may trim, split and compare contents as they like. The limit: a template that cuts a content in its
-middle and completes one of its own unfinished control tokens with the piece is not guarded against; no
-template does.
+Templates may trim, split and compare contents as they like. The limits: a template that cuts a content in its
+middle and completes one of its own unfinished control tokens with the piece is not guarded against (no
+template does), nor is a control token whose name is a single character.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def check(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise CutawayError("this should be a list of messages", "messages")
     if not messages:
-        raise CutawayError(
-            "the list is empty", "messages", "give at least one message with a role and a content"
-        )
+        raise CutawayError("the list is empty", "messages", "give at least one message with a role and a content")
     return [_checked(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
@@ -47,9 +45,7 @@ def _checked(message: Any, where: str) -> dict[str, Any]:
         raise CutawayError(f"unknown role {role!r}", f"{where}.role", f"one of {', '.join(sorted(ROLES))}")
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
-        raise CutawayError(
-            "the message has no content", f"{where}.content", "a string, or a list of text parts"
-        )
+        raise CutawayError("the message has no content", f"{where}.content", "a string, or a list of text parts")
     return {**message, "content": _text(content, f"{where}.content")}
 
 

@@ -59,9 +59,7 @@ def _metaspace(prepend: str) -> Json:
 
 def read(metadata: Metadata) -> Recipe:
     """The tokenizer in a GGUF file's metadata, a plain dict. CutawayError if it has none that is known."""
-    ggml = {
-        k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")
-    }
+    ggml = {k.removeprefix("tokenizer.ggml."): v for k, v in metadata.items() if k.startswith("tokenizer.ggml.")}
     kind = ggml.get("model")
     if kind is None or "tokens" not in ggml:
         hint = "take a GGUF file with a vocabulary, or point to the model's directory"
@@ -72,11 +70,10 @@ def read(metadata: Metadata) -> Recipe:
     tokens = [str(token) for token in ggml["tokens"]]
     types = np.asarray(ggml.get("token_type", np.ones(len(tokens))), dtype=np.int64)
     if len(types) != len(tokens) or len(ggml.get("scores", tokens)) != len(tokens):
-        raise CutawayError(
-            f"{len(tokens)} tokens, but not as many types and scores", "tokenizer.ggml.token_type"
-        )
+        raise CutawayError(f"{len(tokens)} tokens, but not as many types and scores", "tokenizer.ggml.token_type")
     recipe = _READERS[kind](ggml, tokens, types)
-    recipe.chat_template = metadata.get("tokenizer.chat_template")
+    chat_template = metadata.get("tokenizer.chat_template")
+    recipe.chat_template = None if chat_template is None else str(chat_template)
     return recipe
 
 
@@ -113,9 +110,7 @@ def _byte_level(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
     recipe = _start("BPE", ggml, tokens, types, {})
     if "merges" not in ggml:
         raise CutawayError("byte-level BPE needs merges", "tokenizer.ggml.merges", "convert the model again")
-    recipe.merges = [
-        (left, right) for left, _, right in (str(merge).partition(" ") for merge in ggml["merges"])
-    ]
+    recipe.merges = [(left, right) for left, _, right in (str(merge).partition(" ") for merge in ggml["merges"])]
     recipe.options["ignore_merges"] = family.whole
     recipe.normalizer = {"type": "NFC"} if family.nfc else None
     recipe.pre_tokenizer, recipe.decoder = family.pieces(), _LEVEL_DECODER
@@ -146,9 +141,7 @@ def _sentencepiece(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
 def _wordpiece(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
     """GGUF marks the beginning of a word with "▁" where WordPiece marks what continues one with "##"."""
     written = [token if types[i] in _CONTROL else _from_phantom(token) for i, token in enumerate(tokens)]
-    recipe = _start(
-        "WordPiece", ggml, written, types, {"cls": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
-    )
+    recipe = _start("WordPiece", ggml, written, types, {"cls": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103})
     recipe.roles.setdefault("cls", recipe.roles.get("bos", 101))
     recipe.options |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     lower = bool(ggml.get("normalizer.lowercase", True))

@@ -122,9 +122,7 @@ def _space_prefix(recipe: Recipe) -> bool:
         return True
     if steps[0].get("prepend_scheme") == "never":
         return False
-    warnings.warn(
-        f"in GGUF, {SPACE!r} goes before every stretch of text, not only where it begins", stacklevel=2
-    )
+    warnings.warn(f"in GGUF, {SPACE!r} goes before every stretch of text, not only where it begins", stacklevel=2)
     return True
 
 

@@ -93,9 +93,7 @@ def _bpe(recipe: Recipe) -> BPE:
         made = [left + right.removeprefix(prefix) for left, right in recipe.merges]
         if missing := set(made) - recipe.vocab.keys():
             raise ValueError(f"merges make {min(missing)!r}, which is no token")
-        priority = by_rank(
-            pair for pair, token in zip(recipe.merges, made, strict=True) if token not in hidden
-        )
+        priority = by_rank(pair for pair, token in zip(recipe.merges, made, strict=True) if token not in hidden)
     else:
         priority = by_score({t: s for t, s in (recipe.scores or {}).items() if t not in hidden})
     return BPE(

@@ -131,9 +131,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without Jinja's HTML escaping, as templates for language models want it."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> None:

@@ -52,8 +52,8 @@ class Tokenizer:
         self._pre_tokenizer = pieces.pre_tokenizer(recipe.pre_tokenizer)
         self._decoder = decoding.decoder(recipe.decoder)
         self._before, self._after = template_ids(recipe.post_processor)
-        self._raw = Finder(t for t in recipe.added if not t.normalized)
-        later = [t for t in recipe.added if t.normalized]
+        later = [t for t in recipe.added if t.normalized and not t.special]
+        self._raw = Finder(t for t in recipe.added if t not in later)
         self._normalized = Finder(replace(t, content=self._normalize(t.content)) for t in later)
         self._tokens = recipe.tokens()
         self._added = frozenset(t.id for t in recipe.added)
@@ -102,9 +102,8 @@ class Tokenizer:
             if segment.token:
                 yield Stretch(segment.text, segment.token.id)
                 continue
-            guarded = bool(sign) and sign in segment.text
-            source = segment.text.replace(sign, "") if guarded else segment.text
-            for part in self._normalized.split(self._normalize(source), parse_special and not guarded):
+            source = segment.text.replace(sign, "") if sign else segment.text
+            for part in self._normalized.split(self._normalize(source)):
                 if part.token:
                     yield Stretch(part.text, part.token.id)
                 else:

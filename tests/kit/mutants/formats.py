@@ -33,12 +33,12 @@ MUTANTS = mutants(
              "torch.arange(8 - bits, -1, -bits, dtype=torch.uint8, device=field_BN.device)")),
     ("blocks: codes of a byte are neighbors", "decoding Q4_1",
         edit(BLOCKS + "_decode_q4_1", "_unfold(blocks[:, 4:], 4, 16)", "_unfold(blocks[:, 4:], 4, 1)")),
-    ("blocks: Q4_0 centered at 7", "decoding Q4_0", edit(BLOCKS + "_decode_q4_0", "- 8", "- 7")),
+    ("blocks: Q4_0 centered at 7", "decoding Q4_0", edit(BLOCKS + "_decode_q4_0", ".float() - 8", ".float() - 7")),
     ("blocks: Q4_1 without its minimum", "decoding Q4_1", edit(BLOCKS + "_decode_q4_1", ".add_(_half(blocks, 2))", "")),
     ("blocks: Q4_1 with step and minimum exchanged", "decoding Q4_1",
         edit(BLOCKS + "_decode_q4_1", "mul_(_half(blocks, 0)).add_(_half(blocks, 2))", "mul_(_half(blocks, 2)).add_(_half(blocks, 0))")),
     ("blocks: Q5_0 without its fifth bits", "decoding Q5_0", edit(BLOCKS + "_five_bits", "<< 4", "<< 8")),
-    ("blocks: Q5_0 centered at 8", "decoding Q5_0", edit(BLOCKS + "_decode_q5_0", "- 16", "- 8")),
+    ("blocks: Q5_0 centered at 8", "decoding Q5_0", edit(BLOCKS + "_decode_q5_0", ".float() - 16", ".float() - 8")),
     ("blocks: Q5_1 with its fifth bits backwards", "decoding Q5_1",
         edit(BLOCKS + "_five_bits", "_unfold(field[:, :4], 1, 1)", "_unfold(field[:, :4], 1, 1).flip(1)")),
     ("blocks: Q8_0 read without sign", "decoding Q8_0", edit(BLOCKS + "_decode_q8_0", ".view(torch.int8)", "")),
@@ -53,7 +53,7 @@ MUTANTS = mutants(
         edit(BLOCKS + "_six_bits", "rest >> 4 | second >> 6 << 4", "rest >> 4 | first >> 6 << 4")),
     ("blocks: Q4_K in runs of 64", "decoding Q4_K", edit(BLOCKS + "_decode_q4_k", "4, 32)", "4, 64)")),
     ("blocks: Q5_K without its fifth bits", "decoding Q5_K", edit(BLOCKS + "_decode_q5_k", "<< 4", "<< 8")),
-    ("blocks: Q6_K centered at 31", "decoding Q6_K", edit(BLOCKS + "_decode_q6_k", "- 32", "- 31")),
+    ("blocks: Q6_K centered at 31", "decoding Q6_K", edit(BLOCKS + "_decode_q6_k", ".float() - 32", ".float() - 31")),
     ("blocks: Q6_K with scales read without sign", "decoding Q6_K",
         edit(BLOCKS + "_decode_q6_k", "_as(torch.int8, blocks[:, 192:208])", "blocks[:, 192:208]")),
     ("blocks: Q6_K in runs of 32", "decoding Q6_K",
@@ -76,12 +76,10 @@ MUTANTS = mutants(
     ("gguf: gemma's norms without their offset", "gguf gemma3-published", gguf_rows("gemma3", "*_norm.weight", plain)),
     ("gguf: gemma's query norms without their offset", "gguf gemma3-published", gguf_rows("gemma3", "*attn_q_norm*", plain)),
     ("gguf: gemma's post norms exchanged", "gguf gemma3-published",
-        gguf_rows("gemma3", "*post_*", lambda r: r._replace(theirs=r.theirs.translate(str.maketrans({}))
+        gguf_rows("gemma3", "*post_*", lambda r: r._replace(theirs=r.theirs
             .replace("post_attention", "?").replace("post_ffw", "post_attention").replace("?", "post_ffw")))),
     ("gguf: gate and up exchanged", "gguf qwen3",
         gguf_rows("qwen3", "*.ffn_*.weight", lambda r: r._replace(theirs=r.theirs
             .replace("ffn_gate", "?").replace("ffn_up", "ffn_gate").replace("?", "ffn_up")))),
-    ("gguf: window forgotten", "gguf gemma3-published",
-        put("cutaway.models.families:FAMILIES", "gemma3", lambda f: replace(f, gguf_keys=f.gguf_keys | {"attention.sliding_window": "context_length"}))),
 )
 # fmt: on
