@@ -28,7 +28,7 @@ from rich.table import Table
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
-from cutaway.labs.evidence import machine, versions
+from cutaway.labs.machine import machine, versions
 from cutaway.weights.checkpoint import Loaded, load
 from cutaway.weights.save import save_directory
 from cutaway.weights.sources import resolve
@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             }
             for label, (_, weights) in found.items()
         },
-        "machine": machine(),
+        "machine": machine().model_dump(),
         "versions": versions(),
     }
 

@@ -18,6 +18,7 @@ from cutaway.labs import kv_cache, rms_vs_layer, sampling, sqrt_d, why_kv_not_q
 from cutaway.labs.byte_model import byte_spec, train
 from cutaway.labs.catalogue import LABS, find
 from cutaway.labs.evidence import Evidence
+from cutaway.labs.lab import Run
 from cutaway.labs.statistics import chi_square, growth, summed
 from cutaway.labs.subject import last_logits, logits_of
 from cutaway.labs.timing import interleaved
@@ -81,6 +82,26 @@ def test_groups_sum_to_all_with_an_untied_head() -> None:
     assert sum(groups.values()) == cost.parameters
     assert groups["head"] == groups["embedding"] == 256 * 32
     assert groups["norms"] == 5 * 2 * 32
+
+
+# ---- attention-steps
+
+
+def test_three_tokens_by_hand() -> None:
+    """The last query scores 1, 3 and 0, which are divided by the square root of 2."""
+    evidence = quick("attention-steps")
+    powers = [math.exp(score / math.sqrt(2)) for score in (1, 3, 0)]
+    weights = [power / sum(powers) for power in powers]
+    assert column(evidence, "weight")[-4:] == pytest.approx([*weights, 1])
+    assert evidence.table.rows[-1][-2:] == pytest.approx([weights[0] + 2 * weights[2], weights[1] + 2 * weights[2]])
+    assert f"{weights[1]:.4f}" in evidence.verdict.en
+
+
+@pytest.mark.parametrize("knobs", [{"causal": False}, {"scaled": False}, {"causal": False, "scaled": False}])
+def test_the_table_follows_its_knobs(knobs: dict) -> None:
+    evidence = find("attention-steps").run(knobs, "quick")
+    assert evidence.holds
+    assert len(evidence.table.rows) == (9 if knobs.get("causal", True) else 12)
 
 
 # ---- sqrt-d
@@ -148,7 +169,8 @@ def test_a_centered_twin_differs_by_the_mean_alone() -> None:
 
 def test_training_depends_on_the_seed_alone() -> None:
     spec = byte_spec(NormSpec("rms", 1e-5), 32, 1)
-    losses = [train(spec, 3, seed, sampling.Run()).held_out for seed in (5, 5, 6)]
+    data = torch.arange(5000) % 251
+    losses = [train(spec, data, 3, seed, Run()).held_out for seed in (5, 5, 6)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -265,9 +287,9 @@ def test_a_wrong_sampler_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         cut = right(logits, SamplingParams(top_p=params.top_p), *rest)
         return right(logits.masked_fill(~sampling.kept(cut), -torch.inf), params, *rest)
 
-    assert sampling.disagreements(200, sampling.Run()) == 0
+    assert sampling.disagreements(200, Run()) == 0
     monkeypatch.setattr(sampling, "shape", wrong)
-    assert sampling.disagreements(200, sampling.Run()) > 0
+    assert sampling.disagreements(200, Run()) > 0
 
 
 def tiny() -> Decoder:

@@ -170,9 +170,7 @@ def test_activations_stay_below_their_bound(name: str, dtype: str, sequences: in
     context = Spans([(cached(model, past), past, new) for _ in range(sequences)])
     with torch.inference_mode():
         peak = peak_bytes(lambda: model(tokens_T, positions_T, context))
-    bound = next(
-        t for t in Cost(wide).memory(past + new, sequences, dtype, step=256) if t.name == "activations"
-    )
+    bound = next(t for t in Cost(wide).memory(past + new, sequences, dtype, step=256) if t.name == "activations")
     assert peak <= bound.value
 
 
@@ -187,9 +185,7 @@ def test_the_bound_of_activations_is_not_idle() -> None:
     assert 0.75 * bound.value < peak <= bound.value
 
 
-@pytest.mark.parametrize(
-    "params", [SamplingParams(top_k=50, top_p=0.9, min_p=0.01), SamplingParams(temperature=0)]
-)
+@pytest.mark.parametrize("params", [SamplingParams(top_k=50, top_p=0.9, min_p=0.01), SamplingParams(temperature=0)])
 def test_the_sampler_stays_below_its_bound(params: SamplingParams) -> None:
     logits_V = torch.randn(100_000)
     assert peak_bytes(lambda: sample(logits_V, params, [1, 2], [3], trace=10)) <= SAMPLER_BYTES * 100_000

@@ -41,7 +41,5 @@ def url(smollm2_gguf: Path, minilm_dir: Path, tmp_path_factory: pytest.TempPathF
 def test_in_the_browser(url: str, name: str) -> None:
     environment = {**os.environ, "CUTAWAY_URL": url, "CUTAWAY_CHROMIUM": str(CHROMIUM)}
     command = ["node", "--test", "--test-reporter=spec", f"tests/{name}"]
-    run = subprocess.run(
-        command, cwd=STUDIO, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    run = subprocess.run(command, cwd=STUDIO, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ POSITIONS = 4  # per prompt, the last token's always among them
 THREADS = 2
 F32 = 0  # ggml's number for the type of keys and values in the cache
 
-TABLE = " ".join(f"{a} times {b} is {a * b}." for a in range(3, 12) for b in range(2, 12))
+TABLE = " ".join(f"{a} times {b} is {a * b}." for a in range(3, 9) for b in range(2, 12))
 PROMPTS = {
     "english": "The capital of France is Paris, and the river that flows through it is called the",
     "code": "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b,",
@@ -56,14 +57,16 @@ def main() -> None:
     arguments.out.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")
 
 
-def run(path: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Per prompt its ids and positions, and what llama.cpp says at those."""
+def run(
+    path: Path, prompts: Mapping[str, str] = PROMPTS, context: int = 1024
+) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Per prompt its ids and positions, and what llama.cpp says at those. context: room for the longest, in tokens."""
     model = Llama(
-        str(path), n_ctx=1024, n_batch=1024, n_threads=THREADS, n_threads_batch=THREADS, logits_all=True,
+        str(path), n_ctx=context, n_batch=context, n_threads=THREADS, n_threads_batch=THREADS, logits_all=True,
         type_k=F32, type_v=F32, flash_attn=False, verbose=False,
     )  # fmt: skip
     answers = {}
-    for name, text in PROMPTS.items():
+    for name, text in prompts.items():
         ids = model.tokenize(text.encode(), add_bos=True, special=False)
         positions = sorted({*np.linspace(0, len(ids) - 1, POSITIONS).astype(int).tolist()})
         model.reset()

@@ -17,7 +17,7 @@ from cutaway.labs.evidence import Cell, Check, Evidence, Words
 from cutaway.labs.evidence import Table as Data
 
 Language = Literal["en", "zh"]
-FRAME, GAP, NAME = 8, 3, 24  # characters of the panel's frame, between columns, and of a name before it wraps
+FRAME, GAP, NAME = 6, 3, 24  # characters of the panel's frame, between columns, and of a name before it wraps
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,33 @@ def provenance(e: Evidence) -> str:
 
 def grids(data: Data, width: int) -> list[RenderableType]:
     """The table in as many pieces as its columns need, the first column before each."""
-    needs = [_need(data, i) for i in range(len(data.columns))]
+    needs, wishes = zip(*(_widths(data, i) for i in range(len(data.columns))), strict=True)
     pieces: list[list[int]] = [[0]]
     for i in range(1, len(needs)):
-        if len(pieces[-1]) > 1 and sum(needs[j] for j in (*pieces[-1], i)) > width:
+        if len(pieces[-1]) > 1 and sum(needs[j] + GAP for j in (*pieces[-1], i)) > width:
             pieces.append([0])
         pieces[-1].append(i)
-    return [_grid(data, piece) for piece in pieces]
+    return [_grid(data, {i: (needs[i], wishes[i]) for i in piece}, width) for piece in pieces]
 
 
-def _need(data: Data, i: int) -> int:
-    """Characters that a column takes at least: its longest number or word, and the gap after it."""
-    words = f"{data.columns[i].name} {data.columns[i].unit}".split()
-    cells = [row[i] for row in data.rows]
-    numbers = [number(cell)[:NAME] for cell in cells]
-    return GAP + max(len(text) for text in (*words, *numbers))
+def _widths(data: Data, i: int) -> tuple[int, int]:
+    """Characters that a column takes at least, its longest number or word, and those it takes unbroken."""
+    column, cells = data.columns[i], [number(row[i]) for row in data.rows]
+    words = f"{column.name} {column.unit}".split()
+    need = max(len(text) for text in (*words, *(cell[:NAME] for cell in cells)))
+    return need, max(len(text) for text in (column.name, column.unit, *cells))
 
 
-def _grid(data: Data, piece: list[int]) -> Table:
-    """Numbers to the right, names to the left."""
+def _grid(data: Data, piece: dict[int, tuple[int, int]], width: int) -> Table:
+    """Some columns, numbers to the right, names to the left; room that nobody needs goes to who wishes it."""
+    spare = width - sum(need + GAP for need, _ in piece.values())
     grid = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for i in piece:
+    for i, (need, wish) in piece.items():
         column, named = data.columns[i], any(isinstance(row[i], str) for row in data.rows)
+        more = max(0, min(wish - need, spare))
+        spare -= more
         head = Text(column.name).append(f"\n{column.unit}" if column.unit else "", "dim")
-        grid.add_column(head, justify="left" if named else "right", min_width=_need(data, i) - GAP)
+        grid.add_column(head, justify="left" if named else "right", width=need + more)
     for row in data.rows:
         grid.add_row(*(Text(number(row[i])) for i in piece))
     return grid

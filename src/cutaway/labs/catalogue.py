@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from cutaway.errors import NotFound
+from cutaway.labs.attention_steps import attention_steps
 from cutaway.labs.kv_cache import kv_cache
 from cutaway.labs.lab import Lab
 from cutaway.labs.rms_vs_layer import rms_vs_layer
@@ -14,7 +15,7 @@ from cutaway.labs.where_parameters import where_parameters
 from cutaway.labs.why_kv_not_q import why_kv_not_q
 
 LABS: dict[str, Lab] = {
-    lab.id: lab for lab in (where_parameters, sqrt_d, rms_vs_layer, why_kv_not_q, kv_cache, sampling)
+    lab.id: lab for lab in (where_parameters, attention_steps, sqrt_d, rms_vs_layer, why_kv_not_q, kv_cache, sampling)
 }
 
 

@@ -48,7 +48,7 @@ def _field(plot: Plot, number: Format) -> Text:
         row, column = (top - y) / (top - bottom) * (HEIGHT - 1), (x - left) / (right - left) * (WIDTH - 1)
         cells[round(row), round(column)] = i
     edges = {0: number(_value(top, plot.y)), HEIGHT - 1: number(_value(bottom, plot.y))}
-    text = Text(f"{plot.y.label}\n", "dim", end="")
+    text = Text().append(f"{plot.y.label}\n", "dim")
     for row in range(HEIGHT):
         text.append(f"{edges.get(row, ''):>10} │", "dim")
         for column in range(WIDTH):

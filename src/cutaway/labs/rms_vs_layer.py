@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cutaway.labs.byte_model import Training, byte_spec, train
+from cutaway.labs.byte_model import Trained, byte_spec, source_bytes, train
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
@@ -74,12 +74,13 @@ def rms_vs_layer(
 ) -> Finding:
     off_center, losses, real_width = real(model, length, run)
     pairs = [*counted(real_width), *timed(rows, real_width, repeats)]
-    trained = {kind: Training([], 0.0) for kind in KINDS}
+    trained: dict[Kind, list[Trained]] = {kind: [] for kind in KINDS}
     small = {kind: byte_spec(NormSpec(kind, EPS), width, layers) for kind in KINDS}
+    data = source_bytes()
     for seed in range(run.seed, run.seed + seeds):
         for kind in KINDS:
-            trained[kind] = _merge(trained[kind], train(small[kind], steps, seed, run))
-    pairs += _training_pairs(small, trained, seeds)
+            trained[kind].append(train(small[kind], data, steps, seed, run))
+    pairs += compared(small, trained)
     return Finding(
         table=_table(pairs, losses),
         plot=_plot(off_center),
@@ -254,22 +255,22 @@ def centered(model: Decoder) -> Decoder:
 # ---- models trained from scratch
 
 
-def _merge(a: Training, b: Training) -> Training:
-    return Training(a.held_out + b.held_out, b.seconds if not a.seconds else (a.seconds + b.seconds) / 2)
-
-
-def _training_pairs(small: dict[Kind, Spec], trained: dict[Kind, Training], seeds: int) -> list[Pair]:
-    rms, layer = (trained[kind] for kind in KINDS)
+def compared(small: dict[Kind, Spec], trained: dict[Kind, list[Trained]]) -> list[Pair]:
+    """Size, loss and speed of the models trained from scratch."""
+    losses = [losses_of(trained[kind]) for kind in KINDS]
+    seconds = [statistics.median(t.seconds for t in trained[kind]) for kind in KINDS]
+    seeds = f"nats/byte, {len(losses[0])} seeds"
     return [
         Pair("trained from scratch: parameters", "", *(Cost(small[kind]).parameters for kind in KINDS)),
-        Pair(
-            "held-out loss, mean",
-            f"nats/byte, {seeds} seeds",
-            *(statistics.mean(t.held_out) for t in (rms, layer)),
-        ),
-        Pair("held-out loss, spread", "max - min", *(max(t.held_out) - min(t.held_out) for t in (rms, layer))),
-        Pair("time of a training step", "ms", rms.seconds * 1e3, layer.seconds * 1e3),
+        Pair("held-out loss, mean", seeds, *map(statistics.mean, losses)),
+        Pair("held-out loss, spread", "max - min", *(max(seen) - min(seen) for seen in losses)),
+        Pair("time of a training step", "ms", *(1e3 * s for s in seconds)),
     ]
+
+
+def losses_of(runs: list[Trained]) -> list[float]:
+    """One held-out loss per seed."""
+    return [t.held_out for t in runs]
 
 
 # ---- what it comes to
@@ -291,10 +292,10 @@ def _plot(off_center: dict[str, float]) -> Plot:
     )
 
 
-def _checks(pairs: list[Pair], trained: dict[Kind, Training]) -> list[Check]:
+def _checks(pairs: list[Pair], trained: dict[Kind, list[Trained]]) -> list[Check]:
     by_name = {pair.name: pair for pair in pairs}
     reductions, parameters = by_name["reductions over a row"], by_name["parameters of one norm"]
-    rms, layer = (statistics.mean(trained[kind].held_out) for kind in KINDS)
+    rms, layer = (statistics.mean(losses_of(trained[kind])) for kind in KINDS)
     apart = abs(rms / layer - 1)
     return [
         check(
@@ -316,12 +317,12 @@ def _verdict(
     pairs: list[Pair],
     off_center: dict[str, float],
     losses: tuple[float, float],
-    trained: dict[Kind, Training],
+    trained: dict[Kind, list[Trained]],
 ) -> Words:
     by_name = {pair.name: pair for pair in pairs}
     out, kernel = by_name["time, written out"], by_name["time, PyTorch's kernel"]
     typical, largest = statistics.median(off_center.values()), max(off_center.values())
-    rms, layer = (trained[kind].held_out for kind in KINDS)
+    rms, layer = (losses_of(trained[kind]) for kind in KINDS)
     return both(
         f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} "
         f"of the rms of a norm's input (median; {largest:.1%} at most), and subtracting it everywhere moves "

@@ -79,5 +79,5 @@ class EventStream(Response):
 
 
 async def _send(send: Send, item: dict[str, Any]) -> None:
-    line = f"data: {json.dumps(item, ensure_ascii=False, allow_nan=False)}\n\n"
-    await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+    line = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})

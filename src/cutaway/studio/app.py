@@ -9,14 +9,14 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from cutaway.serve.app import Models
-from cutaway.studio import code, generation, laboratory, pages, portraits
+from cutaway.studio import chat, code, labs, model, pages
 
 PREFIX = "/studio/api"
 
 
 def mount(app: FastAPI, models: Models) -> None:
     """Add the studio to an application of `cutaway.serve.app`; `models` are those it serves."""
-    app.state.models, app.state.laboratory = models, laboratory.Laboratory()
-    for part in (portraits, code, generation, laboratory):
+    app.state.models, app.state.laboratory = models, labs.Laboratory()
+    for part in (model, code, chat, labs):
         app.include_router(part.router, prefix=PREFIX)
     app.include_router(pages.router)

@@ -1,17 +1,19 @@
-"""The Chat page: generation with everything that can be told about each token.
+"""POST /generate: a reply as it comes about, token by token, with what else could have come.
 
-Branching needs nothing special: the page sends the tokens of the reply that stay, and generation goes on behind
-them. Presence and frequency penalties count the tokens drawn since; the repetition penalty counts all.
+prompt                the prompt's tokens, as the model sees them
+token, token, ...     each with probability, entropy, alternatives and what the settings did to them
+done | error
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from math import exp
+from dataclasses import replace
 from typing import Annotated, Any
 
 from annotated_types import Len
@@ -26,103 +28,160 @@ from cutaway.engine.service import Service
 from cutaway.errors import CutawayError
 from cutaway.serve.chat import as_template_message
 from cutaway.serve.connection import EventStream
+from cutaway.serve.errors import as_api_error
 from cutaway.serve.generation import decoder_service, find
-from cutaway.serve.schemas import Body, Message, Sampling, Utf8
+from cutaway.serve.logprobs import LOWEST
+from cutaway.serve.schemas import Body, Message, Stop
+from cutaway.serve.served import Served
+from cutaway.studio.model import spelled
 from cutaway.text.tokenizer import Tokenizer
-
-router = APIRouter()
-
-ALTERNATIVES = 10
 
 Json = dict[str, Any]
 
+TRACE = 10  # alternatives per token
+SETTINGS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+)
 
-class GenerateRequest(Sampling):
-    """continue_tokens: the beginning of the reply, which is kept."""
-
-    messages: Annotated[list[Message], Len(1)]
-    continue_tokens: list[int] = []
-    max_tokens: int = Field(256, ge=1)
+router = APIRouter()
 
 
-class TokenizeRequest(Body):
-    """A text, and the model whose tokenizer is asked."""
+class GenerateRequest(Body):
+    """continue_tokens: with which the reply begins, for branching; max_tokens counts those that follow."""
 
     model: str
-    text: Utf8
+    messages: Annotated[list[Message], Len(1)]
+    continue_tokens: list[int] = Field(default_factory=list)
+    max_tokens: int = 256
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop = Field(default_factory=list)
 
-
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, request: Request) -> Json:
-    """A text as the model's tokens."""
-    tokenizer = find(request, body.model).loaded.tokenizer
-    ids = await asyncio.to_thread(tokenizer.encode, body.text, add_special=False)
-    return {"tokens": [spelled(tokenizer, id) for id in ids]}
+    def params(self) -> SamplingParams:
+        """Errors: a setting out of range, by name."""
+        seed = secrets.randbits(32) if self.seed is None else self.seed
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        params = SamplingParams(**{name: getattr(self, name) for name in SETTINGS}, seed=seed, stop=stop)
+        return replace(params, max_tokens=params.max_tokens + len(self.continue_tokens))
 
 
 @router.post("/generate")
 async def generate(body: GenerateRequest, request: Request) -> Response:
-    """A stream: the prompt as tokens, each token with its alternatives, the end with times."""
+    """A stream of events; closing the connection stops the generation. Errors: as chat completions have them."""
     served = find(request, body.model)
     service = decoder_service(served)
-    prompt = await asyncio.to_thread(served.loaded.tokenizer.chat, [as_template_message(m) for m in body.messages])
-    _check(service, prompt, body.continue_tokens)
-    seed = secrets.randbits(32) if body.seed is None else body.seed
-    room = served.context - len(prompt) - len(body.continue_tokens)
-    params = body.params(seed, min(body.max_tokens, max(room, 1)), 0)
-    return EventStream(_events(service, served.loaded.tokenizer, prompt, body.continue_tokens, params))
+    params = body.params()
+    # In a thread: a long prompt must not hold up the streams of others.
+    prompt = await asyncio.to_thread(prompt_of, served.loaded.tokenizer, body.messages)
+    _check(service, prompt + body.continue_tokens)
+    events = service.stream(prompt, params, TRACE, body.continue_tokens)
+    watched = request.app.state.metrics.watch(served.name, len(prompt), _numbered(events))
+    return EventStream(typed(_told(served, prompt, body.continue_tokens, params, watched)))
 
 
-def _check(service: Service, prompt: list[int], kept: list[int]) -> None:
+def _check(service: Service, tokens: list[int]) -> None:
+    """Errors: those of `Engine.check`, blamed on the field they come from."""
     try:
-        service.engine.check(prompt + kept)
+        service.engine.check(tokens)
     except CutawayError as error:
         raise type(error)(error.what, "messages", error.hint) from None
 
 
-async def _events(
-    service: Service, tokenizer: Tokenizer, prompt: list[int], kept: list[int], params: SamplingParams
-) -> AsyncGenerator[Json, None]:
-    yield {"type": "prompt", "tokens": [spelled(tokenizer, id) for id in prompt], "count": len(prompt)}
-    began, first, texts, event = time.perf_counter(), 0.0, [tokenizer.decode(kept)], None
-    async with aclosing(service.stream(prompt + kept, params, ALTERNATIVES)) as events:
+def prompt_of(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:
+    """The ids of a conversation; of the text that a base model, which has no template, goes on with."""
+    turns = [as_template_message(message) for message in messages]
+    if tokenizer.chat_template is not None:
+        return tokenizer.chat(turns)
+    texts = [t if isinstance(t, str) else "".join(part["text"] for part in t) for t in (m["content"] for m in turns)]
+    return tokenizer.encode("".join(texts))
+
+
+async def typed(items: AsyncGenerator[Json, None]) -> AsyncGenerator[Json, None]:
+    """The items, and an error after the first of them as an item of its own."""
+    async with aclosing(items):
+        yield await anext(items)
+        try:
+            async for item in items:
+                yield item
+        except Exception as error:
+            yield {"type": "error", **as_api_error(error).body()}
+
+
+async def _numbered(events: AsyncGenerator[Event, None]) -> AsyncGenerator[tuple[int, Event], None]:
+    async with aclosing(events):
         async for event in events:
-            first = first or time.perf_counter()
-            yield {"type": "token", "index": len(kept) + len(texts) - 1, **_described(tokenizer, event)}
+            yield 0, event
+
+
+async def _told(
+    served: Served,
+    prompt: list[int],
+    kept: list[int],
+    params: SamplingParams,
+    events: AsyncGenerator[tuple[int, Event], None],
+) -> AsyncGenerator[Json, None]:
+    """The events of one sequence as the studio has them."""
+    tokenizer = served.loaded.tokenizer
+    yield {"type": "prompt", "tokens": spelled(tokenizer, prompt), "count": len(prompt)}
+    clock, finish = [time.perf_counter()], ""
+    texts = [*map(tokenizer.stream(continuing=True).push, kept)]
+    async with aclosing(events):
+        async for _, event in events:
+            clock.append(time.perf_counter())
             texts.append(event.text)
-    drawn, ended = len(texts) - 1, time.perf_counter()
-    yield {
-        "type": "done",
-        "finish_reason": event.finish if event else None,
-        "usage": {"prompt_tokens": len(prompt), "completion_tokens": len(kept) + drawn},
-        "timing": {
-            "prefill_s": first - began,
-            "decode_s": ended - first,
-            "tokens_per_s": (drawn - 1) / (ended - first) if drawn > 1 else 0.0,
-        },
-        "text": "".join(texts),
-    }
+            finish = event.finish or ""
+            yield token(tokenizer, event, len(kept) + len(clock) - 2)
+    usage = {"prompt_tokens": len(prompt), "kept_tokens": len(kept), "completion_tokens": len(clock) - 1}
+    timing = timing_of(clock)
+    text = "".join(texts)
+    yield {"type": "done", "finish_reason": finish, "usage": usage, "timing": timing, "text": text, "seed": params.seed}
 
 
-def spelled(tokenizer: Tokenizer, id: int) -> Json:
-    """A token as text, empty if it is less than a character, and for the eye."""
-    text = tokenizer.token_bytes(id).decode("utf-8", "ignore") if id not in tokenizer.special_ids else ""
-    return {"id": id, "text": text, "display": tokenizer.display(id)}
-
-
-def _described(tokenizer: Tokenizer, event: Event) -> Json:
+def token(tokenizer: Tokenizer, event: Event, index: int) -> Json:
+    """One token of the reply. text: the characters that became certain with it, perhaps none."""
     choice = event.choice
     return {
-        **spelled(tokenizer, choice.token),
+        "type": "token",
+        "index": index,
+        "id": choice.token,
         "text": event.text,
-        "logprob": choice.logprob,
-        "probability": exp(choice.logprob),
+        "display": tokenizer.display(choice.token),
+        "logprob": max(choice.logprob, LOWEST),
+        "probability": math.exp(choice.logprob),
         "entropy": choice.entropy,
         "rank": choice.rank,
         "candidates": choice.candidates,
-        "alternatives": [_alternative(tokenizer, a) for a in choice.alternatives],
+        "alternatives": [alternative(tokenizer, a) for a in choice.alternatives],
     }
 
 
-def _alternative(tokenizer: Tokenizer, a: Alternative) -> Json:
-    return {**spelled(tokenizer, a.id), "probability": exp(a.logprob), "sampled": a.sampled, "cut": a.cut}
+def alternative(tokenizer: Tokenizer, a: Alternative) -> Json:
+    """A token that could have come. text: what it would add, nothing for a part of a character."""
+    try:
+        text = "" if a.id in tokenizer.special_ids else tokenizer.token_bytes(a.id).decode()
+    except UnicodeDecodeError:
+        text = ""
+    display = tokenizer.display(a.id)
+    cut = None if a.cut == "temperature" else a.cut  # greedy: no filter, the best is simply taken
+    chances = {"probability": math.exp(a.logprob), "sampled": a.sampled, "cut": cut}
+    return {"id": a.id, "text": text, "display": display, **chances}
+
+
+def timing_of(clock: list[float]) -> Json:
+    """Seconds from the request to the first token, from there to the last, and tokens per second of the latter."""
+    first, decode = clock[min(1, len(clock) - 1)], clock[-1] - clock[min(1, len(clock) - 1)]
+    rate = (len(clock) - 2) / decode if decode > 0 else 0.0
+    return {"prefill_s": first - clock[0], "decode_s": decode, "tokens_per_s": rate}

@@ -1,94 +1,129 @@
-"""The Labs page: what can be asked, the latest evidence, and running a lab with its progress."""
+"""GET /labs and POST /labs/ID/run: the claims, what was found, and finding out again.
+
+A lab runs in a thread of its own, one at a time: two would disturb each other's measurements.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.responses import Response
 
+from cutaway.errors import CutawayError
 from cutaway.labs.catalogue import LABS, find
-from cutaway.labs.evidence import Evidence, latest, store
+from cutaway.labs.evidence import latest, store
 from cutaway.labs.lab import Lab
 from cutaway.serve.connection import EventStream
-from cutaway.serve.errors import ApiError, as_api_error
+from cutaway.serve.errors import ApiError
 from cutaway.serve.schemas import Body
-
-router = APIRouter()
+from cutaway.studio.chat import typed
 
 Json = dict[str, Any]
+Post = Callable[[Json | Exception], None]
 
-_bench = threading.Lock()  # labs measure: two at once would measure each other
+log = logging.getLogger(__name__)
+router = APIRouter()
 
 
 class RunRequest(Body):
-    """Knobs that are not named keep the profile's value."""
+    """knobs: those that differ from the profile's."""
 
-    knobs: dict[str, int | float | bool | str] = {}
+    knobs: dict[str, Any] = Field(default_factory=dict)
     profile: Literal["quick", "full"] = "quick"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class Cancelled(Exception):
-    """Whoever watched the run has left."""
+    """Nobody waits for this run any more."""
+
+
+class Laboratory:
+    """Room for one run at a time."""
+
+    def __init__(self) -> None:
+        self._room = threading.Lock()
+
+    async def run(self, lab: Lab, body: RunRequest) -> AsyncGenerator[Json, None]:
+        """Progress, evidence, done. Leaving the iteration cancels the run at its next report.
+
+        Errors: 409 while another run goes on; those of the lab.
+        """
+        if not self._room.acquire(blocking=False):
+            raise ApiError(409, "another lab is running: two would disturb each other", code="lab_running")
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[Json | Exception] = asyncio.Queue()
+        cancelled = threading.Event()
+
+        def post(item: Json | Exception) -> None:
+            with suppress(RuntimeError):  # a closed loop: nobody listens any more
+                loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+        # A daemon: a server that is told to end must not wait for a measurement.
+        threading.Thread(target=self._work, args=(lab, body, post, cancelled), daemon=True).start()
+        try:
+            yield {"type": "progress", "done": 0, "total": 1, "note": ""}
+            item: Json = {}
+            while item.get("type") != "done":
+                item = _unless_failed(await inbox.get())
+                yield item
+        finally:
+            cancelled.set()
+
+    def _work(self, lab: Lab, body: RunRequest, post: Post, cancelled: threading.Event) -> None:
+        """What the thread does, to the end or to the report at which it learns that it is cancelled."""
+
+        def report(done: int, total: int, note: str) -> None:
+            if cancelled.is_set():
+                raise Cancelled
+            post({"type": "progress", "done": done, "total": total, "note": note})
+
+        try:
+            evidence = lab.run(body.knobs, body.profile, body.seed, report)
+            store(evidence)
+            found: list[Json | Exception] = [
+                {"type": "evidence", "evidence": evidence.model_dump(mode="json")},
+                {"type": "done"},
+            ]
+        except Exception as error:  # whoever waits must hear of it
+            found = [error]
+        finally:
+            self._room.release()
+        for item in found:  # only now: who hears the end may start the next run
+            post(item)
+
+
+def _unless_failed(item: Json | Exception) -> Json:
+    if isinstance(item, Exception):
+        raise item
+    return item
 
 
 @router.get("/labs")
 def labs() -> Json:
-    """Every lab, with its newest evidence."""
-    return {"labs": [lab.describe() | {"latest": _shown(latest(lab.id))} for lab in LABS.values()]}
+    """Every lab with its latest evidence, if it was ever run."""
+    return {"labs": [lab.describe() | {"latest": _latest(lab)} for lab in LABS.values()]}
 
 
-def _shown(evidence: Evidence | None) -> Json | None:
-    return None if evidence is None else evidence.model_dump(mode="json")
-
-
-@router.post("/labs/{id}/run")
-async def run(id: str, body: RunRequest) -> Response:
-    """A stream: progress, then the evidence, which is stored. Errors: unknown lab or knob; 409 while another runs."""
-    lab = find(id)
+@router.post("/labs/{name}/run")
+async def run(name: str, body: RunRequest, request: Request) -> Response:
+    """A stream of progress, evidence, done. Errors: no such lab or knob, a value out of range, 409."""
+    lab = find(name)
     lab.values(body.knobs, body.profile)
-    return EventStream(_events(lab, body))
+    laboratory: Laboratory = request.app.state.laboratory
+    return EventStream(typed(laboratory.run(lab, body)))
 
 
-async def _events(lab: Lab, body: RunRequest) -> AsyncGenerator[Json, None]:
-    """The lab runs in a thread; it learns at its next report that nobody listens any more."""
-    if not _bench.acquire(blocking=False):
-        raise ApiError(409, "another lab is running; two at once would measure each other", code="busy")
-    loop, left = asyncio.get_running_loop(), threading.Event()
-    inbox: asyncio.Queue[Json] = asyncio.Queue()
-
-    def post(item: Json) -> None:
-        if not left.is_set():
-            loop.call_soon_threadsafe(inbox.put_nowait, item)
-
-    def report(done: int, total: int, note: str) -> None:
-        if left.is_set():
-            raise Cancelled
-        post({"type": "progress", "done": done, "total": total, "note": note})
-
-    def work() -> None:
-        try:
-            evidence = lab.run(body.knobs, body.profile, body.seed, report)
-            store(evidence)
-            post({"type": "evidence", "evidence": _shown(evidence)})
-            post({"type": "done"})
-        except Cancelled:
-            pass
-        except Exception as error:  # the page must hear of it, whatever it is
-            post({"type": "error", **as_api_error(error).body()})
-        finally:
-            _bench.release()
-
-    threading.Thread(target=work, name=f"cutaway-lab-{lab.id}", daemon=True).start()
+def _latest(lab: Lab) -> Json | None:
     try:
-        while True:
-            item = await inbox.get()
-            yield item
-            if item["type"] in ("done", "error"):
-                return
-    finally:
-        left.set()
+        evidence = latest(lab.id)
+    except CutawayError:  # one damaged file must not hide all labs
+        log.exception("evidence that cannot be read")
+        return None
+    return evidence.model_dump(mode="json") if evidence else None

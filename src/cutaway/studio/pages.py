@@ -42,7 +42,8 @@ NOT_BUILT = """<!doctype html>
 <p>The server works: its API is at <code>/v1</code>. To build the studio, run <code>make studio</code>
 in Cutaway's checkout and start the server again.</p>
 <h1 lang="zh">工作室尚未构建</h1>
-<p lang="zh">服务器可以使用，API 在 <code>/v1</code>。在 Cutaway 的代码目录运行 <code>make studio</code> 后重新启动服务器即可。</p>
+<p lang="zh">服务器可以使用，API 在 <code>/v1</code>。
+在 Cutaway 的代码目录运行 <code>make studio</code> 后重新启动服务器即可。</p>
 """
 
 router = APIRouter(include_in_schema=False)

@@ -84,9 +84,7 @@ def quantize(weights: Tensor, type: str) -> Tensor:
         raise CutawayError(f"{type} can be read but not written", hint=f"write one of {writable}")
     row = form.nbytes(weights.shape[-1:])
     out = torch.empty((*weights.shape[:-1], row), dtype=torch.uint8, device=weights.device)
-    _by_chunks(
-        lambda part: encode(part.float()), weights.reshape(-1, form.elements), out.view(-1, form.bytes)
-    )
+    _by_chunks(lambda part: encode(part.float()), weights.reshape(-1, form.elements), out.view(-1, form.bytes))
     return out
 
 

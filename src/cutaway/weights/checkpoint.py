@@ -221,7 +221,7 @@ def _open_directory(path: Path) -> Checkpoint:
     tensors = safetensors.read(path)
     if family.name == "bert":
         dense = any(name.endswith("pooler.dense.weight") for name in tensors.shapes)
-        config = {**config, "cutaway_pooling": {**_pooling(path), "dense": dense}}
+        config = {**config, "cutaway_pooling": {**_located(path, lambda: _pooling(path)), "dense": dense}}
     return Checkpoint(
         path=path,
         family=family,
@@ -252,18 +252,18 @@ def _pooling(path: Path) -> dict[str, Any]:
     kinds = [kind for kind, key in known.items() if modes.get(f"pooling_mode_{key}")]
     if len(kinds) != 1:
         raise CutawayError("names a pooling other than mean or cls", str(pooling), "it is not implemented")
-    steps = json.loads(modules.read_text()) if modules.exists() else []
-    return {"kind": kinds[0], "normalize": any(step["type"].endswith("Normalize") for step in steps)}
+    steps = read_json(modules, list) if modules.exists() else []
+    return {"kind": kinds[0], "normalize": any(str(step["type"]).endswith("Normalize") for step in steps)}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Errors: not JSON, not UTF-8, not an object."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Errors: not JSON, not UTF-8, not of that kind (an object, or a list)."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CutawayError(f"cannot be read: {error}", str(path), DAMAGED) from None
-    if not isinstance(value, dict):
-        raise CutawayError("is not a JSON object", str(path), DAMAGED)
+    if not isinstance(value, kind):
+        raise CutawayError(f"should hold a JSON {'object' if kind is dict else 'list'}", str(path), DAMAGED)
     return value
 
 

@@ -110,9 +110,7 @@ def _find(directory: Path) -> Path:
     if len(files) == 1:
         return files[0]
     found = f"{len(files)} .safetensors files and no index" if files else "no .safetensors file"
-    raise CutawayError(
-        f"the directory holds {found}", str(directory), "name one file, or get the model again"
-    )
+    raise CutawayError(f"the directory holds {found}", str(directory), "name one file, or get the model again")
 
 
 def _indexed(index: Path) -> dict[str, Entry]:
@@ -126,9 +124,7 @@ def _indexed(index: Path) -> dict[str, Entry]:
     for held in shards.values():
         for name in held.keys() - placed.keys():
             if name in entries:
-                raise CutawayError(
-                    f"tensor {name!r} is in two shards and not in the index", str(index), DAMAGED
-                )
+                raise CutawayError(f"tensor {name!r} is in two shards and not in the index", str(index), DAMAGED)
             entries[name] = held[name]
     return entries
 
@@ -141,9 +137,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CutawayError("the index has no weight_map", str(index), DAMAGED)
     for name, shard in placed.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\\0"):
-            what = (
-                f"tensor {name!r} is placed in {shard!r:.80}, which is no .safetensors file beside the index"
-            )
+            what = f"tensor {name!r} is placed in {shard!r:.80}, which is no .safetensors file beside the index"
             raise CutawayError(what, str(index), "do not use this model unless you trust where it came from")
     return placed
 
@@ -167,9 +161,7 @@ def _header(path: Path) -> dict[str, Entry]:
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= min(size - 8, HEADER_LIMIT):
         hint = "get the model itself with git lfs" if start == b"version " else DAMAGED
-        raise CutawayError(
-            f"not a safetensors file: a header of {length:,} bytes in {size:,}", str(path), hint
-        )
+        raise CutawayError(f"not a safetensors file: a header of {length:,} bytes in {size:,}", str(path), hint)
     header = _json(_octets(path, 8, length), path)
     if not isinstance(header, dict):
         raise CutawayError("the header is not a JSON object", str(path), DAMAGED)
