@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 import typer
-from kit import twins
-from kit.precision import all_float64
-from kit.threads import one_thread  # noqa: F401
 from tokenizers import Tokenizer as Reference
 from tokenizers import models
 from typer.testing import CliRunner, Result
@@ -20,6 +17,9 @@ from typer.testing import CliRunner, Result
 from cutaway.cli.diff import diff
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_gguf
+from kit import twins
+from kit.precision import all_float64
+from kit.threads import one_thread  # noqa: F401
 
 app = typer.Typer()
 app.command()(diff)
@@ -101,7 +101,7 @@ def test_formats_are_compared_by_what_they_hold(llama, tmp_path):
     """A twin's weights fit float16, so a GGUF file of them is the same model; one of other weights is not."""
     loaded = open_checkpoint(llama)
     tokenizer, model = loaded.read_tokenizer(), loaded.model()
-    tokenizer.to_gguf = lambda vocab: letters(vocab)  # type: ignore[method-assign]
+    tokenizer.to_gguf = letters  # type: ignore[method-assign]
     save_gguf(model, tokenizer, tmp_path / "half.gguf", "F16")
     found = report(llama, tmp_path / "half.gguf")
     assert found["same"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from kit.threads import one_thread
 
 __all__ = ["one_thread"]

@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-from kit.mutants import MUTANTS
-from kit.mutation import Mutant, Stale, edit, killed
-from kit.proofs import PROOFS
 
 from cutaway.nn.norms import RMSNorm
 from cutaway.nn.positions import rotate
+from kit.mutants import MUTANTS
+from kit.mutation import Mutant, Stale, edit, killed
+from kit.proofs import PROOFS
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kit import twins
 from kit.mutants import MUTANTS
 from kit.proofs.models import bound, error

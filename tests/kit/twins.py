@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import transformers
-from kit.precision import all_float64
 from torch import Tensor, nn
 
 from cutaway.engine.cache import KVCache, Spans
@@ -28,7 +27,9 @@ from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import Family, rows_of, spec_of
 from cutaway.nn.attention import BlockDiagonal
+from cutaway.text.stream import Detokenizer
 from cutaway.weights.checkpoint import Checkpoint
+from kit.precision import all_float64
 
 transformers.logging.set_verbosity_error()
 
@@ -124,7 +125,7 @@ SHAPES: dict[str, dict[str, Any]] = {"gpt2": GPT2_SHAPES, "bert": BERT_SHAPES}
 
 @dataclass(frozen=True)
 class Answers:
-    """values: per sequence, [T, V] logits or [T, D] hidden states. gradients: by the parameter names of transformers."""
+    """values: per sequence, [T, V] logits or [T, D] hidden states. gradients: by the names of transformers."""
 
     values: list[Tensor]
     gradients: dict[str, Tensor]
@@ -140,7 +141,7 @@ class Twin:
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.name.split("-")[0]]
+        return FAMILIES[self.name.partition("-")[0]]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class Twin:
 def twin(name: str, loud: bool = True) -> Twin:
     """The reference called `name` in `ARCHITECTURES`. loud=False leaves it as transformers initializes it."""
     config_class, model_class, settings = ARCHITECTURES[name]
-    shapes = SHAPES.get(name.split("-")[0], LLAMA_SHAPES)
+    shapes = SHAPES.get(name.partition("-")[0], LLAMA_SHAPES)
     with all_float64():
         torch.manual_seed(0)
         special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -193,7 +194,7 @@ def make_loud(model: nn.Module, seed: int = 1, gain: float = 2.0) -> None:
     Everything is rounded to bfloat16, so that a model of any dtype holds exactly the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = {id(p) for m in model.modules() if "Norm" in type(m).__name__ for n, p in m.named_parameters() if n == "weight"}
+    norms = {id(m.weight) for m in model.modules() if "Norm" in type(m).__name__}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -215,9 +216,7 @@ def prompts(lengths: tuple[int, ...]) -> list[Tensor]:
 def weighted(values: Iterable[Tensor]) -> Tensor:
     """A scalar in which every value counts differently, so that every gradient is exercised."""
     generator = torch.Generator().manual_seed(7)
-    return sum(
-        (v * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum() for v in values
-    )  # type: ignore[return-value]
+    return sum((v * torch.randn(v.shape, generator=generator, dtype=torch.float64)).sum() for v in values)  # type: ignore[return-value]
 
 
 def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
@@ -247,6 +246,10 @@ class Tokenizerless:
     def save(self, directory: Path) -> None:
         """There is nothing to write."""
 
+    def stream(self, *, continuing: bool = False) -> Detokenizer:
+        """Text in which every token is a letter."""
+        return Detokenizer(lambda id: b"x")
+
     def to_gguf(self, vocab: int) -> dict[str, Any]:
         """The smallest vocabulary that readers of GGUF accept."""
         return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [str(i) for i in range(vocab)]}
@@ -271,7 +274,8 @@ def cached(model: Decoder, lengths: tuple[int, ...], chunk: Callable[[int, int],
     out: list[list[Tensor]] = [[] for _ in rows]
     done, step = [0] * len(rows), 0
     while any(d < len(row) for d, row in zip(done, rows, strict=True)):
-        spans = [(i, done[i], min(chunk(i, step), len(row) - done[i])) for i, row in enumerate(rows) if done[i] < len(row)]
+        left = [(i, len(row) - done[i]) for i, row in enumerate(rows) if done[i] < len(row)]
+        spans = [(i, done[i], min(chunk(i, step), missing)) for i, missing in left]
         tokens_T = torch.cat([rows[i][start : start + n] for i, start, n in spans])
         positions_T = torch.cat([torch.arange(start, start + n) for _, start, n in spans])
         hidden_TD = model(tokens_T, positions_T, Spans([(caches[i], start, n) for i, start, n in spans]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from cutaway.labs.where_parameters import by_group
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
-from cutaway.nn.norms import NormSpec
+from cutaway.nn.norms import NormSpec, RMSNorm
 
 
 @cache
@@ -150,21 +151,25 @@ def test_written_out_norms_are_pytorchs() -> None:
     torch.testing.assert_close(layer, F.layer_norm(x, (33,), w, b, rms_vs_layer.EPS))
 
 
-def test_a_centered_twin_differs_by_the_mean_alone() -> None:
-    """Where every norm's input has no mean, making the norms subtract it changes nothing."""
-    model = tiny().double()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name == "embedding.tokens.weight":
-                parameter.sub_(parameter.mean(-1, keepdim=True))
-            if name.endswith(("out.weight", "down.weight")):
-                parameter.sub_(parameter.mean(0, keepdim=True))
-    tokens = torch.arange(20)
-    twin = rms_vs_layer.centered(model)
-    torch.testing.assert_close(logits_of(twin, tokens), logits_of(model, tokens))
-    with torch.no_grad():
-        model.embedding.tokens.weight += 1
-    assert (logits_of(twin, tokens) - logits_of(model, tokens)).abs().max() > 1e-3
+@pytest.mark.parametrize("unit_offset", [False, True])
+def test_subtracting_the_mean_makes_a_layer_norm(unit_offset: bool) -> None:
+    norm, x = RMSNorm(32, 1e-5, unit_offset), 3 * torch.randn(7, 32) + 1
+    weight = torch.nn.init.normal_(norm.weight).detach() + unit_offset
+    wanted = F.layer_norm(x, (32,), weight, None, 1e-5)
+    torch.testing.assert_close(norm(rms_vs_layer.subtract_mean("", x)), wanted)
+
+
+def test_hooks_see_the_norms_of_a_twin_and_leave_the_model_alone() -> None:
+    model, tokens = tiny(), torch.arange(20)
+    before = logits_of(model, tokens)
+    seen: list[str] = []
+    watched = rms_vs_layer.hooked(model, "all", lambda name, x: seen.append(name))
+    assert torch.equal(logits_of(watched, tokens), before)
+    assert seen == [f"layers.{i}.{kind}_norm" for i in (0, 1) for kind in ("attention", "ffn")] + ["final_norm"]
+    twin = rms_vs_layer.hooked(model, "ffn_norm", rms_vs_layer.subtract_mean)
+    assert (logits_of(twin, tokens) - before).abs().max() > 1e-4
+    assert torch.equal(logits_of(model, tokens), before)
+    assert all(a is b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
 
 
 def test_training_depends_on_the_seed_alone() -> None:
@@ -196,6 +201,27 @@ def test_a_step_with_memory_is_a_step_of_the_whole_sequence() -> None:
         logits, memory = why_kv_not_q.step(model, tokens[4:], memory)
         torch.testing.assert_close(logits, last_logits(model, tokens))
     assert {name: len(past[0]) for name, past in memory.items()} == {"q": 5, "k": 5, "v": 5}
+
+
+def test_cache_sizes_of_known_models() -> None:
+    """2 x layers x K/V heads x head width x 2 bytes per token, from published shapes."""
+    kib = {name: kv_kib(*shape) for name, shape in PUBLISHED_SHAPES.items()}
+    assert kib == {"Llama-3-8B": 128, "Llama-3-70B": 320, "GPT-3": 4608, "SmolLM2-135M": 22.5}
+
+
+PUBLISHED_SHAPES = {
+    "Llama-3-8B": (32, 32, 8, 128),
+    "Llama-3-70B": (80, 64, 8, 128),
+    "GPT-3": (96, 96, 96, 128),
+    "SmolLM2-135M": (30, 9, 3, 64),
+}
+
+
+def kv_kib(layers: int, heads: int, kv_heads: int, head_dim: int) -> float:
+    small = byte_spec(NormSpec("rms", 1e-5), 32, 1)
+    attention = replace(small.layers[0].attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    spec = replace(small, layers=(replace(small.layers[0], attention=attention),) * layers)
+    return Cost(spec).kv_bytes_per_token("bfloat16").value / 1024
 
 
 # ---- kv-cache

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import twins
-from kit.mutants import MUTANTS
-from kit.precision import all_float64
-from kit.twins import ARCHITECTURES
 
 from cutaway.models.compare import compare, difference, first, settings
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.diff import diff
 from cutaway.weights.sides import Answer, Ours, Witness
+from kit import twins
+from kit.mutants import MUTANTS
+from kit.precision import all_float64
+from kit.twins import ARCHITECTURES
 
 IDS = twins.prompts((19,))[0].tolist()
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

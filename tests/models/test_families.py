@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from kit import twins
-from kit.precision import all_float64
-from kit.proofs import PROOFS
-from kit.proofs.models import agree
-from kit.twins import ARCHITECTURES, Tokenizerless, Twin
 
 from cutaway.errors import CutawayError
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import config_of, spec_of
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_directory
+from kit import twins
+from kit.precision import all_float64
+from kit.proofs import PROOFS
+from kit.proofs.models import agree
+from kit.twins import ARCHITECTURES, Tokenizerless, Twin
 
 # Entries of config.json that say nothing about what the model computes, and those that another entry overrides.
 HARMLESS = {
@@ -73,23 +74,19 @@ def test_the_configuration_survives_a_round_trip(twin):
     assert spec_of(twin.family, config_of(twin.family, spec)) == spec
 
 
-def other(value):
-    """A different value of the same kind."""
-    match value:
-        case bool():
-            return not value
-        case int():
-            return value * 2
-        case float():
-            return value * 3 + 0.1
-        case str():
-            return value + "x"
-        case None:
-            return 0.7
-        case dict():
-            return {k: other(v) for k, v in value.items()}
-        case list():
-            return [other(v) for v in value]
+OTHER: dict[type, Callable[[Any], Any]] = {  # a different value of the same kind
+    bool: lambda value: not value,
+    int: lambda value: value * 2,
+    float: lambda value: value * 3 + 0.1,
+    str: lambda value: value + "x",
+    type(None): lambda value: 0.7,
+    dict: lambda value: {k: other(v) for k, v in value.items()},
+    list: lambda value: [other(v) for v in value],
+}
+
+
+def other(value: Any) -> Any:
+    return OTHER[type(value)](value)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
@@ -148,5 +145,5 @@ def test_what_is_not_implemented_is_refused_by_name(name, change, names):
 
 def test_a_spec_that_a_family_cannot_express_is_not_saved():
     spec = twins.ours(twins.twin("qwen3")).spec
-    with pytest.raises(CutawayError, match="qk_norm|attention"):
+    with pytest.raises(CutawayError, match=r"attention"):
         config_of(FAMILIES["llama"], spec)

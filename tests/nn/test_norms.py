@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kit.proofs import PROOFS
 
 from cutaway.nn.norms import NormSpec, make_norm
+from kit.proofs import PROOFS
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from kit.precision import all_float64
-from kit.twins import LLAMA3
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from cutaway.models.families.table import interleaved
+from cutaway.errors import CutawayError
+from cutaway.models.families import llama
+from cutaway.models.families.table import interleaved, spec_of
 from cutaway.models.spec import Spec
 from cutaway.nn.positions import RopeScaling, RopeSpec, rope_frequencies, rotate, rotation
+from kit.precision import all_float64
+from kit.twins import LLAMA3, twin
 
 SPEC = RopeSpec(base=300.0)
 
@@ -44,12 +46,20 @@ def test_the_two_layouts_give_the_same_scores():
     """Meta's layout pairs neighbors; GGUF stores llama's weights so, and they are permuted when they are read."""
     q_THK, k_THK, positions_T = drawn(6, 2, 10), drawn(6, 2, 10) * 0.7, torch.arange(6)
     angle_Tk = positions_T[:, None] * rope_frequencies(SPEC, 10)
-    pairs = [torch.view_as_complex(x.reshape(6, 2, 5, 2)) * torch.polar(torch.ones(1).double(), angle_Tk)[:, None] for x in (q_THK, k_THK)]
-    expected_HQS = torch.einsum("qhk,shk->hqs", pairs[0], pairs[1].conj()).real
-    via, spec = interleaved(lambda s: 2), None
-    q, k = (via.load(x.reshape(6, 20).T, spec)[0].T.reshape(6, 2, 10) for x in (q_THK, k_THK))  # type: ignore[arg-type]
-    torch.testing.assert_close(torch.einsum("qhk,shk->hqs", turned(q, positions_T), turned(k, positions_T)), expected_HQS)
-    assert torch.equal(via.save((via.load(q_THK.reshape(6, 20).T, spec)[0],), spec), q_THK.reshape(6, 20).T)  # type: ignore[arg-type]
+    turn_T1k = torch.polar(torch.ones(1).double(), angle_Tk)[:, None]
+    q_pairs, k_pairs = (torch.view_as_complex(x.reshape(6, 2, 5, 2)) * turn_T1k for x in (q_THK, k_THK))
+    expected_HQS = torch.einsum("qhk,shk->hqs", q_pairs, k_pairs.conj()).real
+    q, k = (permuted(x.reshape(6, 20)).reshape(6, 2, 10) for x in (q_THK, k_THK))
+    found_HQS = torch.einsum("qhk,shk->hqs", turned(q, positions_T), turned(k, positions_T))
+    torch.testing.assert_close(found_HQS, expected_HQS)
+
+
+def permuted(x_TD: torch.Tensor) -> torch.Tensor:
+    """Two heads' coordinates reordered as rows of a llama's matrix are when a GGUF file is read."""
+    via, spec = interleaved(lambda s: 2), spec_of(llama.FAMILY, twin("llama").config)
+    (x_DT,) = via.load(x_TD.T, spec)
+    assert torch.equal(via.save((x_DT,), spec), x_TD.T)
+    return x_DT.T
 
 
 @pytest.mark.parametrize(
@@ -75,7 +85,8 @@ def test_the_table_is_exact_at_late_positions():
 
 
 def test_a_spec_with_a_rope_needs_an_even_head():
-    assert "is odd" in str(pytest.raises(Exception, Spec.from_dict, odd_head()).value)
+    with pytest.raises(CutawayError, match="is odd"):
+        Spec.from_dict(odd_head())
 
 
 def odd_head() -> dict:

@@ -48,6 +48,18 @@ def test_tokens_times_and_requests_are_counted(http):
     assert figures["num_requests_waiting", "tiny"] == 0
 
 
+def test_the_times_of_a_reply_add_up(http):
+    assert http.post("/v1/chat/completions", json=ASK).status_code == 200
+    figures = read(http)
+    first, between, whole = (
+        figures[f"{name}_seconds_sum", "tiny"]
+        for name in ("time_to_first_token", "inter_token_latency", "e2e_request_latency")
+    )
+    assert 0 < first < whole
+    assert 0 < between < whole
+    assert first + between == pytest.approx(whole, abs=0.05)
+
+
 def test_a_busy_engine_shows(http):
     body = ASK | {"stream": True, "n": 16, "max_tokens": 200}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:

@@ -61,7 +61,7 @@ def test_a_stream_says_the_same_as_the_whole(client, n, logprobs):
     assert all(c.usage is None for c in chunks[:-1])
     for index in range(n):
         parts = [c.choices[0] for c in chunks[:-1] if c.choices[0].index == index]
-        assert parts[0].delta.role == "assistant"
+        assert [p.delta.role for p in parts] == ["assistant"] + [None] * (len(parts) - 1)
         assert "".join(p.delta.content or "" for p in parts) == whole.choices[index].message.content
         assert [p.finish_reason for p in parts[:-1]] == [None] * (len(parts) - 1)
         assert parts[-1].finish_reason == whole.choices[index].finish_reason

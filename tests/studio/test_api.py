@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -14,7 +15,8 @@ import pytest
 
 from cutaway.labs import catalogue
 from cutaway.labs.evidence import Check, Column, Finding, Table, Words
-from cutaway.labs.lab import Knob, Run, lab
+from cutaway.labs.knobs import Knob
+from cutaway.labs.lab import Run, lab
 from cutaway.models.anatomy import PACKAGE
 from cutaway.serve.app import Models
 from serve.servers import at_rest
@@ -310,6 +312,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy alone."""
     monkeypatch.setattr(catalogue, "LABS", {"toy": toy})
     monkeypatch.setattr("cutaway.studio.labs.LABS", {"toy": toy})
+    monkeypatch.setattr("cutaway.labs.lab.PACKAGE", Path(__file__).parent)
     go_on.clear()
 
 
@@ -376,7 +379,7 @@ def test_a_lab_that_fails_says_so_and_frees_the_room(http: httpx.Client) -> None
 
 
 @pytest.mark.usefixtures("bench")
-def test_damaged_evidence_does_not_hide_the_labs(http: httpx.Client, tmp_path: Any) -> None:
+def test_damaged_evidence_does_not_hide_the_labs(http: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "results" / "toy").mkdir(parents=True)
     (tmp_path / "results" / "toy" / "20260101T000000.000000Z.json").write_text("{")
     assert http.get(f"{API}/labs").json()["labs"][0]["latest"] is None

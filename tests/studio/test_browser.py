@@ -40,6 +40,6 @@ def url(smollm2_gguf: Path, minilm_dir: Path, tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("name", sorted(path.name for path in (STUDIO / "tests").glob("*.test.mjs")))
 def test_in_the_browser(url: str, name: str) -> None:
     environment = {**os.environ, "CUTAWAY_URL": url, "CUTAWAY_CHROMIUM": str(CHROMIUM)}
-    command = ["node", "--test", "--test-reporter=spec", f"tests/{name}"]
-    run = subprocess.run(command, cwd=STUDIO, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    command = ["node", "--test", "--test-reporter=spec", "--test-timeout=90000", f"tests/{name}"]
+    run = subprocess.run(command, cwd=STUDIO, env=environment, capture_output=True, text=True, timeout=400, check=False)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

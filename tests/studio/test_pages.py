@@ -78,7 +78,7 @@ def test_nothing_may_come_from_elsewhere(http: httpx.Client) -> None:
     ],
 )
 def test_nothing_else_is_sent(http: httpx.Client, path: str) -> None:
-    answer = http.get(path)
+    answer = http.get(path, follow_redirects=True)
     assert answer.status_code == 404
     assert set(answer.json()) == {"error"}
 

@@ -51,7 +51,8 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("llama-cpp-python", "gguf", "numpy")},
         "settings": {"threads": THREADS, "cache": "F32", "flash_attention": False},
         "prompts": [
-            {"name": name, **runs["stored"][name][0], **{kind: runs[kind][name][1] for kind in runs}} for name in PROMPTS
+            {"name": name, **runs["stored"][name][0], **{kind: said[name][1] for kind, said in runs.items()}}
+            for name in PROMPTS
         ],
     }
     arguments.out.write_text(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n", "utf-8")

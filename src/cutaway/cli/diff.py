@@ -24,6 +24,7 @@ LANDMARK_OF_OTHERS = re.compile(r"embedding|layers\.\d+\.ffn\.down|final_norm|he
 def diff(
     a: Annotated[str, typer.Argument(help="A model: a path, a name, hf:org/name or pypi:package.")],
     b: Annotated[str, typer.Argument(help="What to compare it with, in any format.")],
+    *,
     prompt: Annotated[str | None, typer.Option(help="The text that both compute.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that passes as the same.")] = 1e-4,
     reference: Annotated[
@@ -69,7 +70,8 @@ def _show(report: Report, everything: bool) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(f"[bold]A[/] {report.a}\n[bold]B[/] {report.b}\n{report.tokens} tokens, tolerance {report.tolerance:g}")
+    console.print(f"[bold]A[/] {report.a}\n[bold]B[/] {report.b}")
+    console.print(f"{report.tokens} tokens, tolerance {report.tolerance:g}")
     for table in (_settings(report), _tensors(report), _modules(report, everything)):
         if table.row_count:
             console.print(table)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
     from cutaway.weights.sources import Card, Entry
@@ -29,7 +30,7 @@ def pull(sources: Sources, as_json: Json = False) -> None:
         card = weights.describe(source)
         path = _fetch(source)
         pulled.append({"source": source, "path": str(path), "license": card.license if card else None})
-        said.print(f"[bold]{source}[/]  {path}", highlight=False, soft_wrap=True)
+        said.print(f"[bold]{escape(source)}[/]  {escape(str(path))}", highlight=False, soft_wrap=True)
         if card:
             said.print(f"[dim]license: {card.license}. {card.notice}[/]", highlight=False, soft_wrap=True)
     if as_json:
@@ -66,7 +67,8 @@ def models(as_json: Json = False) -> None:
         table.add_column(title, justify="right" if title == "size" else "left", no_wrap=title == "name")
     for m in listed:
         when = m["pulled"][:10] if m["pulled"] else "no"
-        table.add_row(m["name"], filesize.decimal(m["bytes"]), m["license"], when, m["about"] or m["source"])
+        row = m["name"], filesize.decimal(m["bytes"]), m["license"], when, m["about"] or m["source"]
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
@@ -85,10 +87,10 @@ def _listing(name: str, entry: Entry | None, card: Card | None) -> dict[str, Any
 def inspect(
     model: Model,
     *,
-    context: Annotated[int | None, typer.Option(help="Tokens per sequence [default: 2048]")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence (default: 2048, or the model's).")] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of weights and cache in memory.")] = "float32",
-    depth: Annotated[int | None, typer.Option(min=0, help="Levels of the tree [default: all]")] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels of the tree (default: all).")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of and what it costs, reading no weight.
@@ -111,10 +113,10 @@ def convert(
     model: Model,
     destination: Annotated[Path, typer.Argument(help="A folder for safetensors, or a file named *.gguf.")],
     *,
-    to: Annotated[str | None, typer.Option(help="safetensors or gguf [default: by the name]")] = None,
+    to: Annotated[str | None, typer.Option(help="safetensors or gguf (default: by the name).")] = None,
     type: Annotated[
         str | None,
-        typer.Option(help="F32, F16, BF16, for GGUF also Q8_0, Q4_0 [default: smallest lossless]"),
+        typer.Option(help="F32, F16, BF16; GGUF also Q8_0, Q4_0 (default: narrowest lossless)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
     as_json: Json = False,
@@ -142,4 +144,5 @@ def convert(
         typer.echo(json.dumps(values, ensure_ascii=False))
         return
     sizes = f"{filesize.decimal(made.bytes_before)} → {filesize.decimal(made.bytes_after)}"
-    said.print(f"[bold]{made.path}[/]  {made.format}, {made.type}, {made.parameters:,} parameters, {sizes}")
+    about = f"{made.format}, {made.type}, {made.parameters:,} parameters, {sizes}"
+    said.print(f"[bold]{escape(str(made.path))}[/]  {about}", highlight=False, soft_wrap=True)

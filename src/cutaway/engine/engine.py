@@ -101,14 +101,14 @@ class Engine:
             self.abort(sequence)
 
     def _plan(self) -> list[tuple[Sequence, int]]:
-        """Which sequences compute how many tokens: replies first, then prompts, each in order of arrival.
+        """Which sequences compute how many tokens: as many as they lack, in order of arrival.
 
-        A long prompt never holds up the replies of others, nor do later short ones hold up a long one.
+        A long prompt does not hold up replies: whoever replies came before whoever still reads, and needs one token.
         """
         while self.waiting and len(self.running) < self.limit:
             self.running.append(self.waiting.popleft())
         spans, left = [], self.budget
-        for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.computed > 1):
+        for sequence in self.running:
             n = min(len(sequence.tokens) - sequence.computed, left)
             if n > 0:
                 spans.append((sequence, n))

@@ -43,7 +43,8 @@ class Card:
 
 def provenance(e: Evidence) -> str:
     """Where the numbers come from, in one line."""
-    machine = [e.machine.cpu, f"{e.machine.cores} cores", *([e.machine.gpu] if e.machine.gpu else [])]
+    cores = f"{e.machine.cores} cores, load {e.machine.load:g}"
+    machine = [e.machine.cpu, cores, *([e.machine.gpu] if e.machine.gpu else [])]
     run = f"{e.profile}, seed {e.seed}, {e.seconds:.1f} s"
     return f"{run} · {', '.join(machine)} · torch {e.versions.get('torch')} · {e.commit[:12]}"
 

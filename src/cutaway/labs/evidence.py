@@ -122,12 +122,16 @@ class Finding(_Record):
 
 
 class Machine(_Record):
-    """gpu: "" if there is none that PyTorch can use."""
+    """gpu: None if there is none that PyTorch can use.
+
+    load: how many processes wanted a core in the last minute; much above `cores`, timings say little.
+    """
 
     cpu: str
     cores: int
     memory_gb: FiniteFloat
     gpu: str | None
+    load: FiniteFloat
 
 
 class Evidence(Finding):

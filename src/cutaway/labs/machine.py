@@ -21,7 +21,8 @@ def machine() -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return Machine(cpu=_cpu(), cores=cores, memory_gb=round(memory, 1), gpu=gpu)
+    load = round(os.getloadavg()[0], 1)
+    return Machine(cpu=_cpu(), cores=cores, memory_gb=round(memory, 1), gpu=gpu, load=load)
 
 
 def _cpu() -> str:

@@ -9,11 +9,11 @@ subtract the mean; small models trained from scratch with either, on this packag
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -27,7 +27,6 @@ from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
 from cutaway.labs.timing import interleaved
-from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
 from cutaway.models.spec import Spec
@@ -54,7 +53,7 @@ class Pair(NamedTuple):
         "What does RMSNorm leave out of LayerNorm, and why do Llama-type models prefer it?",
         "RMSNorm 比 LayerNorm 省了什么？Llama 一类的模型为什么选它？",
     ),
-    seconds={"quick": 8, "full": 200},
+    seconds={"quick": 3, "full": 120},
 )
 def rms_vs_layer(
     run: Run,
@@ -72,8 +71,8 @@ def rms_vs_layer(
     steps: Annotated[int, Knob("training steps", "训练步数", quick=30, min=1, max=10**5)] = 250,
     seeds: Annotated[int, Knob("how many seeds", "随机种子个数", quick=2, min=2, max=16)] = 3,
 ) -> Finding:
-    off_center, losses, real_width = real(model, length, run)
-    pairs = [*counted(real_width), *timed(rows, real_width, repeats)]
+    found = real(model, length, run)
+    pairs = [*counted(found.width), *timed(rows, found.width, repeats)]
     trained: dict[Kind, list[Trained]] = {kind: [] for kind in KINDS}
     small = {kind: byte_spec(NormSpec(kind, EPS), width, layers) for kind in KINDS}
     data = source_bytes()
@@ -81,11 +80,12 @@ def rms_vs_layer(
         for kind in KINDS:
             trained[kind].append(train(small[kind], data, steps, seed, run))
     pairs += compared(small, trained)
+    pairs += [Pair(f"trained model, {k}", "nats/token", found.loss, loss) for k, loss in found.centered.items()]
     return Finding(
-        table=_table(pairs, losses),
-        plot=_plot(off_center),
-        verdict=_verdict(pairs, off_center, losses, trained),
-        checks=[*algebra(run.generator(), real_width), *_checks(pairs, trained)],
+        table=_table(pairs),
+        plot=_plot(found.off_center),
+        verdict=_verdict(pairs, found, trained),
+        checks=[*algebra(run.generator(), found.width), *_checks(pairs, trained)],
     )
 
 
@@ -204,52 +204,52 @@ def timed(rows: int, width: int, repeats: int) -> list[Pair]:
 # ---- a trained model
 
 
+class Real(NamedTuple):
+    """width: D. off_center: |mean| / rms by norm. loss: as trained. centered: loss by kind of norm, and of "all"."""
+
+    width: int
+    off_center: dict[str, float]
+    loss: float
+    centered: dict[str, float]
+
+
 @torch.inference_mode()
-def real(source: str, length: int, run: Run) -> tuple[dict[str, float], tuple[float, float], int]:
-    """|mean| / rms before attention and the final norm; losses as trained and centered; the width."""
+def real(source: str, length: int, run: Run) -> Real:
+    """How far from zero mean the inputs of a trained model's norms are, and what subtracting the mean costs."""
     loaded = subject(source)
-    trained, tokens_T = decoder(loaded), reading(loaded, length)
+    model, tokens_T = decoder(loaded), reading(loaded, length)
     off_center: dict[str, float] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, at=name: off_center.update({at: off_center_of(inputs[0])}))
-        for name, module in trained.named_modules()
-        if name.endswith(("attention_norm", "final_norm"))
-    ]
-    try:
-        before = loss_of(logits_of(trained, tokens_T), tokens_T)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    after = loss_of(logits_of(centered(trained), tokens_T), tokens_T)
-    return off_center, (before, after), trained.spec.width
+    watched = hooked(model, "all", lambda name, x_TD: off_center.update({name: off_center_of(x_TD)}))
+    loss = loss_of(logits_of(watched, tokens_T), tokens_T)
+    kinds = dict.fromkeys(["all", *(name.rpartition(".")[2] for name in off_center)])
+    centered = {
+        kind: loss_of(logits_of(hooked(model, kind, subtract_mean), tokens_T), tokens_T)
+        for kind in run.each(kinds, "subtracting the mean before norms")
+    }
+    return Real(model.spec.width, off_center, loss, centered)
+
+
+def hooked(model: Decoder, kind: str, hook: Callable[[str, Tensor], Tensor | None]) -> Decoder:
+    """The same weights in modules of their own, where `hook` sees and may replace what enters norms over D.
+
+    kind: the last part of the norms' names ("ffn_norm"), or "all". A norm over one head's K is left alone.
+    """
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
+    for name, module in twin.named_modules():
+        wide = isinstance(module, LayerNorm | RMSNorm) and len(module.weight) == model.spec.width
+        if wide and kind in ("all", name.rpartition(".")[2]):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: hook(name, *inputs))
+    return twin
+
+
+def subtract_mean(name: str, x_TD: Tensor) -> Tensor:
+    """RMSNorm of this is LayerNorm without bias of x_TD."""
+    return x_TD - x_TD.mean(-1, keepdim=True)
 
 
 def off_center_of(x_TD: Tensor) -> float:
     """Median over tokens of |mean| / rms: the part of a row that LayerNorm would take away."""
     return float((x_TD.mean(-1).abs() / x_TD.square().mean(-1).sqrt()).median())
-
-
-def centered(model: Decoder) -> Decoder:
-    """The same weights in a model whose block and final norms are LayerNorms without bias. Shares memory."""
-
-    def layer_norm(spec: NormSpec) -> NormSpec:
-        return NormSpec("layer", spec.eps)
-
-    spec = replace(
-        model.spec,
-        layers=tuple(replace(layer, norm=layer_norm(layer.norm)) for layer in model.spec.layers),
-        final_norm=layer_norm(model.spec.final_norm) if model.spec.final_norm else None,
-    )
-    twin, state = build(spec, "meta"), dict(model.state_dict())
-    for name, module in twin.named_modules():
-        if isinstance(module, LayerNorm):
-            theirs = model.get_submodule(name)
-            offset = 1.0 if isinstance(theirs, RMSNorm) and theirs.unit_offset else 0.0
-            state[f"{name}.weight"] = state[f"{name}.weight"] + offset
-            state.setdefault(f"{name}.bias", torch.zeros_like(state[f"{name}.weight"]))
-    twin.load_state_dict(state, assign=True)
-    assert isinstance(twin, Decoder)
-    return twin
 
 
 # ---- models trained from scratch
@@ -276,9 +276,8 @@ def losses_of(runs: list[Trained]) -> list[float]:
 # ---- what it comes to
 
 
-def _table(pairs: list[Pair], losses: tuple[float, float]) -> Table:
+def _table(pairs: list[Pair]) -> Table:
     names = ("property", "unit", "RMSNorm", "LayerNorm", "LayerNorm / RMSNorm")
-    pairs = [*pairs, Pair("trained model's loss with this norm", "nats/token", *losses)]
     return table(dict.fromkeys(names, ""), ([*pair, pair.layer / pair.rms] for pair in pairs))
 
 
@@ -286,7 +285,7 @@ def _plot(off_center: dict[str, float]) -> Plot:
     values = list(off_center.values())
     return Plot(
         kind="line",
-        x=Axis(label="norm, from the first block's to the final one"),
+        x=Axis(label="norm, from the first block to the last"),
         y=Axis(label="|mean| / rms of its input"),
         series=[Series(name="median over tokens", x=[float(i) for i in range(len(values))], y=values)],
     )
@@ -313,28 +312,23 @@ def _checks(pairs: list[Pair], trained: dict[Kind, list[Trained]]) -> list[Check
     ]
 
 
-def _verdict(
-    pairs: list[Pair],
-    off_center: dict[str, float],
-    losses: tuple[float, float],
-    trained: dict[Kind, list[Trained]],
-) -> Words:
+def _verdict(pairs: list[Pair], found: Real, trained: dict[Kind, list[Trained]]) -> Words:
     by_name = {pair.name: pair for pair in pairs}
     out, kernel = by_name["time, written out"], by_name["time, PyTorch's kernel"]
-    typical, largest = statistics.median(off_center.values()), max(off_center.values())
+    typical, largest = statistics.median(found.off_center.values()), max(found.off_center.values())
     rms, layer = (losses_of(trained[kind]) for kind in KINDS)
     return both(
-        f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} "
-        f"of the rms of a norm's input (median; {largest:.1%} at most), and subtracting it everywhere moves "
-        f"the loss from {losses[0]:.3f} to {losses[1]:.3f}. Written out, LayerNorm takes "
-        f"{out.layer / out.rms:.2f} times as long as RMSNorm; as PyTorch's kernels on this machine "
-        f"{kernel.layer / kernel.rms:.2f} times. Trained from scratch, held-out losses are {min(rms):.3f} to "
-        f"{max(rms):.3f} with RMSNorm and {min(layer):.3f} to {max(layer):.3f} with LayerNorm ({len(rms)} "
-        "seeds).",
-        "RMSNorm 省去了均值和偏置。在训练好的模型里，均值是归一化输入 rms 的 "
-        f"{typical:.1%}（中位数；最多 {largest:.1%}），处处减去均值使损失从 {losses[0]:.3f} 变为 "
-        f"{losses[1]:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 {out.layer / out.rms:.2f} 倍；用 "
-        f"PyTorch 内核在本机为 {kernel.layer / kernel.rms:.2f} 倍。从零训练，留出集损失 RMSNorm 为 "
-        f"{min(rms):.3f} 到 {max(rms):.3f}，LayerNorm 为 {min(layer):.3f} 到 {max(layer):.3f}（{len(rms)} "
-        "个种子）。",
+        f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} of the "
+        f"rms of a norm's input (median over norms; {largest:.1%} at most), and subtracting it everywhere "
+        f"moves the loss from {found.loss:.3f} to {found.centered['all']:.3f}. Written out, LayerNorm "
+        f"takes {out.layer / out.rms:.2f} times as long as RMSNorm; as PyTorch's kernels on this machine "
+        f"{kernel.layer / kernel.rms:.2f} times. Trained from scratch, held-out losses are {min(rms):.3f} "
+        f"to {max(rms):.3f} with RMSNorm and {min(layer):.3f} to {max(layer):.3f} with LayerNorm "
+        f"({len(rms)} seeds).",
+        f"RMSNorm 省去了均值和偏置。在训练好的模型里，均值是归一化输入 rms 的 {typical:.1%}（各归一化层的中"
+        f"位数；最多 {largest:.1%}），处处减去均值使损失从 {found.loss:.3f} 变为 "
+        f"{found.centered['all']:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 "
+        f"{out.layer / out.rms:.2f} 倍；用 PyTorch 内核在本机为 {kernel.layer / kernel.rms:.2f} 倍。从零训"
+        f"练，留出集损失 RMSNorm 为 {min(rms):.3f} 到 {max(rms):.3f}，LayerNorm 为 {min(layer):.3f} 到 "
+        f"{max(layer):.3f}（{len(rms)} 个种子）。",
     )

@@ -84,7 +84,7 @@ SETTINGS: Mapping[str, Callable[[Tensor], Shaped]] = {
         "does their order matter?",
         "温度、top-k、top-p、min-p 对真实的下一词元分布做了什么？先后顺序要紧吗？",
     ),
-    seconds={"quick": 8, "full": 75},
+    seconds={"quick": 3, "full": 35},
 )
 def sampling(
     run: Run,

@@ -52,7 +52,7 @@ NAMES = {
     "sqrt-d",
     title=both("Why scores are divided by √d", "注意力分数为什么要除以 √d"),
     question=both("What does the scale factor in attention protect against?", "注意力里的缩放因子到底防住了什么？"),
-    seconds={"quick": 4, "full": 15},
+    seconds={"quick": 2, "full": 12},
 )
 def sqrt_d(
     run: Run,

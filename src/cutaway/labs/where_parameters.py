@@ -54,7 +54,7 @@ IN_CHINESE = {
         "Can every weight matrix of a real model be listed so that the total comes out exact?",
         "能否逐个列出真实模型的每个权重矩阵，并让总数分毫不差？",
     ),
-    seconds={"quick": 5, "full": 5},
+    seconds={"quick": 2, "full": 2},
 )
 def where_parameters(
     run: Run,

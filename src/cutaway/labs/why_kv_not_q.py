@@ -48,7 +48,7 @@ class Traffic(NamedTuple):
     "why-kv-not-q",
     title=both("Why the cache holds K and V but not Q", "缓存里为什么有 K、V 而没有 Q"),
     question=both("Which of Q, K and V does a later decode step still need?", "解码步还需要 Q、K、V 中的哪些？"),
-    seconds={"quick": 8, "full": 60},
+    seconds={"quick": 4, "full": 30},
 )
 def why_kv_not_q(
     run: Run,

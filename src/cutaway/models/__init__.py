@@ -1,1 +1,1 @@
-"""Architectures: a `Spec` describes one, `Decoder` and `Encoder` are built from it, `families` translates foreign ones."""
+"""Architectures: `Spec` describes one, `Decoder` and `Encoder` are built from it, `families` translates others'."""

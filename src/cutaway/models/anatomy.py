@@ -206,9 +206,7 @@ def _stack(module: Stack, output: str) -> Role:
 
 def _attention(module: Attention, width: int) -> Role:
     a = module.spec
-    detail = {
-        name: getattr(a, name) for name in ("heads", "kv_heads", "head_dim", "scale", "causal", "window")
-    }
+    detail = {name: getattr(a, name) for name in ("heads", "kv_heads", "head_dim", "scale", "causal", "window")}
     return _rows(width, width, **detail)
 
 
@@ -218,10 +216,12 @@ def _feed_forward(module: FeedForward, width: int) -> Role:
     return _rows(width, width, width=hidden, activation=activation, gated=module.gate is not None)
 
 
-def _norm(module: RMSNorm | LayerNorm, path: str) -> Role:
+def _norm(module: RMSNorm | LayerNorm, path: str, model: Stack) -> Role:
     """A norm on queries or keys works on each head."""
-    size = len(module.weight)
-    shape = f"[T, heads, {size}]" if path.endswith(("q_norm", "k_norm")) else f"[T, {size}]"
+    shape = f"[T, {len(module.weight)}]"
+    if path.endswith(("q_norm", "k_norm")):
+        a = model.spec.layers[int(path.split(".")[1])].attention
+        shape = f"[T, {a.heads if path.endswith('q_norm') else a.kv_heads}, {a.head_dim}]"
     return Role(shape, shape, {"eps": module.eps})
 
 
@@ -235,8 +235,8 @@ ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     nn.Embedding: lambda m, path, model: Role("[T]", f"[T, {m.embedding_dim}]", {"rows": m.num_embeddings}),
     Attention: lambda m, path, model: _attention(m, model.spec.width),
     FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),
-    RMSNorm: lambda m, path, model: _norm(m, path),
-    LayerNorm: lambda m, path, model: _norm(m, path),
+    RMSNorm: _norm,
+    LayerNorm: _norm,
     nn.Linear: lambda m, path, model: _rows(
         m.in_features, m.out_features, {"head": "R", "pooler": "B"}.get(path, "T"), bias=m.bias is not None
     ),

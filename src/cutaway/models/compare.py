@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from cutaway.models.families.table import Row, rows_of
 from cutaway.models.spec import Spec
 
-
 FLOAT32 = 1e-6  # numbers that differ by less are the same one, written by formats of different precision
 
 
@@ -113,7 +112,7 @@ def trace(
 
 def _rows(x: Any, tokens: int) -> Tensor | None:
     """A copy of x with a row per token, of [T, ...], or of others' [1, T, ...] and [1, H, T, K]; None for all else."""
-    if not isinstance(x, Tensor) or x.dim() == 4 and x.shape[1] == x.shape[2]:  # heads or tokens first? who knows
+    if not isinstance(x, Tensor) or (x.dim() == 4 and x.shape[1] == x.shape[2]):  # heads or tokens first?
         return None
     if x.dim() == 4 and x.shape[2] == tokens:
         x = x.transpose(1, 2)

@@ -49,7 +49,7 @@ def _one(values: Iterable[int]) -> int | str:
 
 
 def _groups(terms: list[Term]) -> str:
-    """"embedding 28,311,552 + attention 26,542,080 + ...": norms of all places together."""
+    """ "embedding 28,311,552 + attention 26,542,080 + ...": norms of all places together."""
     sums: dict[str, int] = {}
     for term in terms:
         names = term.name.removeprefix("layers.*.").split(".")

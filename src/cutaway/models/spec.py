@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cutaway.errors import CutawayError
 from cutaway.nn.attention import AttentionSpec
@@ -114,11 +114,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return tuple(_build(get_args(kind)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if not is_dataclass(kind):
         return _plain(kind, value, where)
-    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
+    hints, names, build = get_type_hints(kind), {f.name for f in fields(kind)}, cast(Any, kind)
     if not isinstance(value, Mapping) or not set(value) <= names:
         raise CutawayError(f"expected the fields {sorted(names)}, got {value!r:.200}", where)
     try:
-        return kind(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+        return build(**{k: _build(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     except TypeError as error:
         raise CutawayError(str(error), where) from None
 

@@ -56,13 +56,13 @@ def visible(queries: int, keys: int, causal: bool, window: int | None, device: t
     query 3    . x x x .
     query 4    . . x x x
     """
-    windowed = window is not None and window < keys
-    if not windowed and (not causal or queries == 1):
+    limit = window if window is not None and window < keys else None
+    if limit is None and (not causal or queries == 1):
         return None
     age_QS = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
     mask_QS = age_QS >= 0 if causal else torch.ones_like(age_QS, dtype=torch.bool)
-    if windowed:
-        mask_QS &= age_QS.abs() < window
+    if limit is not None:
+        mask_QS &= age_QS.abs() < limit
     return mask_QS
 
 

@@ -96,10 +96,11 @@ def tensors(a: Side, b: Side) -> list[Stored]:
     """The tensors whose numbers differ, or that one side lacks."""
     found = []
     for name in dict.fromkeys([*a.tensors, *b.tensors]):
-        kinds = [side.stored_type(name) if name in side.tensors else "" for side in (a, b)]
-        gap = difference(a.tensors[name], b.tensors[name]) if all(kinds) else Difference(math.inf, math.inf)
+        left, right = (side.stored_type(name) if name in side.tensors else "" for side in (a, b))
+        known = left and right
+        gap = difference(a.tensors[name], b.tensors[name]) if known else Difference(math.inf, math.inf)
         if gap.absolute != 0:
-            found.append(Stored(name, *kinds, gap))
+            found.append(Stored(name, left, right, gap))
     return found
 
 

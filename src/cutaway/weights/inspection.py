@@ -43,9 +43,7 @@ class Inspection:
         return {**vars(self), **terms, **converted, "facts": [asdict(fact) for fact in self.facts]}
 
 
-def inspect(
-    opened: Checkpoint, context: int | None = None, batch: int = 1, dtype: str = "float32"
-) -> Inspection:
+def inspect(opened: Checkpoint, context: int | None = None, batch: int = 1, dtype: str = "float32") -> Inspection:
     """What `opened` holds, and costs with `batch` sequences of `context` tokens in `dtype`.
 
     Errors: a context beyond the model's, an unknown dtype, tensors that the file lacks.

@@ -82,7 +82,8 @@ class Witness:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By our parameter names, translated from what transformers loaded."""
-        state, translated = self.model.state_dict(), {}
+        state = self.model.state_dict()
+        translated: dict[str, Tensor] = {}
         for row in self._rows():
             theirs = state[self._inside(row.theirs, state)]
             parts = row.via.load(theirs, self.spec) if row.via else (theirs,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.mutants import formats, models, sampling, text
+from kit.mutants import formats, models, running, sampling, text
 from kit.mutation import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*models.MUTANTS, *sampling.MUTANTS, *formats.MUTANTS, *text.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (*models.MUTANTS, *running.MUTANTS, *sampling.MUTANTS, *formats.MUTANTS, *text.MUTANTS)

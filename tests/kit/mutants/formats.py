@@ -1,14 +1,15 @@
 """Mistakes in block formats and in the layout of GGUF files."""
 
+# ruff: noqa: E501  (one mutant a row)
+
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 
-from kit.mutation import Change, edit, mutants, put
-
 from cutaway.models.families.table import Family, Row, interleaved
+from kit.mutation import Change, edit, mutants, put
 
 BLOCKS = "cutaway.weights.blocks:"
 

@@ -1,5 +1,7 @@
 """Mistakes in mechanisms, blocks, family tables and cache."""
 
+# ruff: noqa: E501  (one mutant a row)
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,9 +9,9 @@ from dataclasses import replace
 from fnmatch import fnmatch
 
 import torch.nn.functional as F
-from kit.mutation import Change, edit, mutants, put
 
 from cutaway.models.families.table import Family, Row
+from kit.mutation import Change, edit, mutants, put
 
 NORMS, ROPE, ATTENTION = "cutaway.nn.norms:", "cutaway.nn.positions:", "cutaway.nn.attention:"
 BLOCK, STACK = "cutaway.models.block:Block.forward", "cutaway.models.block:Stack."
@@ -75,7 +77,7 @@ POSITION = mutants(
     ("rope: another base", "values llama", edit(ROPE + "rope_frequencies", "spec.base **", "(spec.base + 1) **")),
     ("rope: angles in bfloat16", "bfloat16 llama",
         edit(ROPE + "rotation", "positions_T.double()", "positions_T.to(dtype)")),
-    ("rope: angles in float32", "values llama", 
+    ("rope: angles in float32", "values llama",
         edit(ROPE + "rotation", "torch.cat([angle_Tk, angle_Tk], -1)", "torch.cat([angle_Tk, angle_Tk], -1).float()")),
     ("rope scaling: linear ignored", "values llama-linear",
         edit(ROPE + "rope_frequencies", "frequency / spec.scaling.factor", "frequency")),
@@ -117,9 +119,9 @@ ATTEND = mutants(
     ("causal mask: encoder made causal", "values bert", edit(ATTENTION + "attend", "whole = spec.causal and", "whole = True and")),
     ("causal mask: decoder with a window made bidirectional", "values gemma3",
         edit(ATTENTION + "visible", "age_QS >= 0 if causal else", "age_QS >= 0 if False else")),
-    ("window: one too wide", "values gemma3", edit(ATTENTION + "visible", "abs() < window", "abs() <= window")),
-    ("window: one too narrow", "values gemma3", edit(ATTENTION + "visible", "abs() < window", "abs() < window - 1")),
-    ("window: ignored", "values gemma3", edit(ATTENTION + "visible", "mask_QS &= age_QS.abs() < window", "pass")),
+    ("window: one too wide", "values gemma3", edit(ATTENTION + "visible", "abs() < limit", "abs() <= limit")),
+    ("window: one too narrow", "values gemma3", edit(ATTENTION + "visible", "abs() < limit", "abs() < limit - 1")),
+    ("window: ignored", "values gemma3", edit(ATTENTION + "visible", "mask_QS &= age_QS.abs() < limit", "pass")),
     ("window: on global layers", "values gemma3",
         edit("cutaway.models.families.gemma3:read_windows", "if kind == LOCAL", "if kind == GLOBAL")),
     ("window: on every layer", "values gemma3",

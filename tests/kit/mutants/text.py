@@ -1,5 +1,7 @@
 """Mistakes in tokenizers."""
 
+# ruff: noqa: E501  (one mutant a row)
+
 from __future__ import annotations
 
 from kit.mutation import edit, mutants

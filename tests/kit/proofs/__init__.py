@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kit.proofs import formats, models, sampling, text
+from kit.proofs import formats, models, running, sampling, text
 
 PROOFS: dict[str, Callable[[], object]] = {
     **models.PROOFS,
     **formats.PROOFS,
     **sampling.PROOFS,
+    **running.PROOFS,
     **text.PROOFS,
 }

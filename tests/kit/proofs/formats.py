@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, quants
-from kit import twins
 
 from cutaway.models.compare import settings
 from cutaway.weights import blocks
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_gguf
+from kit import twins
 
 GGUF_TWINS = ("llama", "qwen2", "qwen2-tied", "qwen3", "gemma3-published", "gpt2")
 
@@ -39,7 +39,7 @@ def encoding(name: str) -> None:
 
 
 def gguf(name: str) -> None:
-    """What transformers reads from a GGUF file of ours is the twin it was made from, bit for bit; so is what we read."""
+    """What transformers reads from a GGUF file of ours is the twin itself, bit for bit; so is what we read."""
     twin = twins.twin(name)
     original, kind = twins.ours(twin), type(twin.reference)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import torch
-from kit import twins
 from torch import Tensor
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -14,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.nn.norms import RMSNorm
+from kit import twins
 
 # One rounding per multiply-add of the longest chain a value goes through: products of 53 terms, some nine in a row.
 ROUNDINGS = 512
@@ -95,7 +95,7 @@ def single_precision(name: str) -> float:
 
 
 def half_precision(name: str) -> float:
-    """In bfloat16 ours is no further from the float64 reference than transformers in bfloat16 is, within a factor of two.
+    """In bfloat16 ours is no further from the float64 reference than transformers is, within a factor of two.
 
     This is where it shows whether statistics, angles and softmax keep the precision that they need.
     """

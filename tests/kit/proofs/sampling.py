@@ -87,7 +87,8 @@ def reports() -> None:
     params = SamplingParams(temperature=1.4, top_k=12, top_p=0.9, seed=5)
     for seed in range(20):
         choice = sample(logits(seed), params, PROMPT, [], trace=30)
-        p_V, sampled_V = logits(seed).softmax(-1), _theirs(logits(seed), {"temperature": 1.4, "top_k": 12, "top_p": 0.9})
+        settings = {"temperature": 1.4, "top_k": 12, "top_p": 0.9}
+        p_V, sampled_V = logits(seed).softmax(-1), _theirs(logits(seed), settings)
         order = p_V.argsort(descending=True).tolist()
         entropy = float(-(p_V * p_V.log()).sum())
         expected = [p_V[choice.token].log(), order.index(choice.token), entropy, (sampled_V > 0).sum()]

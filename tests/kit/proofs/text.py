@@ -6,11 +6,11 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
-from text.samples import TINY, edited, fuzz, saved
 from tokenizers import Tokenizer as Reference
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cutaway.text import Tokenizer
+from text.samples import TINY, edited, fuzz, saved
 
 WORDS = "he hello ##llo ##l run ##n ##ing ##in un ##believ ##able ##ab token ##iz ##izer ##ize the it do ##n't 20 ##24"
 TEXTS = [*fuzz(60, seed=5), "the unbelievable tokenizers are running", "hello helloing unhello hellö tokenizing 2024!"]

@@ -55,10 +55,10 @@ def same(key: str, path: str, default: Any = None) -> Field:
 
 def named(key: str, path: str, names: Mapping[str, str], default: str | None = None) -> Field:
     """`config[key]` is a name that we spell differently. Errors: names the table does not know."""
-    back = {ours: theirs for theirs, ours in reversed(names.items())}
+    back = {ours: theirs for theirs, ours in reversed(list(names.items()))}
 
     def read(config: Config) -> str:
-        theirs = config.get(key) or default
+        theirs: Any = config.get(key) or default
         if theirs not in names:
             raise CutawayError(f"{key} = {theirs!r} is not supported", "config.json", f"known: {', '.join(names)}")
         return names[theirs]
@@ -171,8 +171,8 @@ def config_of(family: Family, spec: Spec) -> dict[str, Any]:
         "architectures": [family.architectures[0]],
         "model_type": family.model_type or family.name,
     }
-    for field in family.fields:
-        config.update(field.write(_find(nested, field.path)))
+    for entry in family.fields:
+        config.update(entry.write(_find(nested, entry.path)))
     if (back := spec_of(family, config)) != spec:
         wrong = [p for p in _leaves(nested) if _find(nested, p) != _find(back.to_dict(), p)]
         raise CutawayError(f"cannot express {', '.join(wrong[:4])}", f"family {family.name}", "save another family")
