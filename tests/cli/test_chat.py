@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,35 +175,58 @@ def test_the_real_model_knows_the_capital_of_france(smollm2_gguf):
     assert told["finish_reason"] == "stop"
 
 
+SLOW_TALKER = """
+import sys, time
+import torch
+sys.path.insert(0, {tests!r})
+from engine.tiny import told, tokenizer
+from serve.servers import loaded
+from cutaway.cli.main import run
+from cutaway.models.decoder import Decoder
+from cutaway.weights import checkpoint
+
+engine = told("la " * 900, context=4000)
+class Slow(type(engine.model), Decoder):
+    dtype, device = torch.float32, torch.device("cpu")
+    def logits(self, hidden_RD):
+        time.sleep(0.02)
+        return super().logits(hidden_RD)
+engine.model.__class__ = Slow
+checkpoint.load = lambda source, dtype, device: loaded(source, engine.model, tokenizer())
+run()
+"""
+
+
 class Terminal:
-    """A command behind a pseudo-terminal."""
+    """A command behind a pseudo-terminal, with a model that says "la la la ..." for a minute."""
 
     def __init__(self, *arguments: str) -> None:
         self.screen, there = pty.openpty()
+        script = SLOW_TALKER.format(tests=str(Path(__file__).parent.parent))
         streams = {"stdin": there, "stdout": there, "stderr": there}
-        self.process = subprocess.Popen([*COMMAND, *arguments], **streams, start_new_session=True)
+        self.process = subprocess.Popen([sys.executable, "-c", script, *arguments], **streams, start_new_session=True)
         os.close(there)
-        self.seen = ""
+        self.unseen = ""
 
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
 
     def until(self, text: str, seconds: float = 60) -> None:
-        """Read on until `text` appears behind what was seen before."""
-        end, start = time.monotonic() + seconds, len(self.seen)
-        while text not in self.seen[start:]:
-            assert time.monotonic() < end, self.seen
+        """Read on until `text` appears behind what was waited for before."""
+        end = time.monotonic() + seconds
+        while text not in self.unseen:
+            assert time.monotonic() < end, (text, self.unseen)
             if select.select([self.screen], [], [], 0.1)[0]:
-                self.seen += os.read(self.screen, 65536).decode(errors="replace")
+                self.unseen += os.read(self.screen, 65536).decode(errors="replace")
+        self.unseen = self.unseen.partition(text)[2]
 
 
-def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves(smollm2_gguf):
-    terminal = Terminal("chat", str(smollm2_gguf), "--seed", "1", "--max-tokens", "2000")
+def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
+    terminal = Terminal("chat", "slow", "--max-tokens", "3000")
     try:
         terminal.until("> ")
-        terminal.type("Write a long story.\n")
-        terminal.until("\n")
-        terminal.until(" the ")
+        terminal.type("Sing!\n")
+        terminal.until("la la la")
         terminal.process.send_signal(signal.SIGINT)
         terminal.until("tokens/s")
         terminal.until("> ")

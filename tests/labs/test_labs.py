@@ -163,7 +163,7 @@ def test_hooks_see_the_norms_of_a_twin_and_leave_the_model_alone() -> None:
     model, tokens = tiny(), torch.arange(20)
     before = logits_of(model, tokens)
     seen: list[str] = []
-    watched = rms_vs_layer.hooked(model, "all", lambda name, x: seen.append(name))
+    watched = rms_vs_layer.hooked(model, "all norms", lambda name, x: seen.append(name))
     assert torch.equal(logits_of(watched, tokens), before)
     assert seen == [f"layers.{i}.{kind}_norm" for i in (0, 1) for kind in ("attention", "ffn")] + ["final_norm"]
     twin = rms_vs_layer.hooked(model, "ffn_norm", rms_vs_layer.subtract_mean)

@@ -7,10 +7,20 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
+import torch
 
 from cutaway.serve.app import Served, serve_model
 from engine.tiny import decoder, tokenizer
 from serve.servers import encoder, loaded, serving
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Models of a few thousand weights gain nothing from more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

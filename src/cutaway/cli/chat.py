@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -130,7 +131,7 @@ def _open(model: str, raw: bool, context: int | None, dtype: str, device: str) -
     from cutaway.models.decoder import Decoder
     from cutaway.weights.checkpoint import load
 
-    with Console(stderr=True).status(f"loading {model}"):
+    with Console(stderr=True).status(f"loading {Path(model).name}"):
         loaded = load(model, dtype, device)
     if not isinstance(loaded.model, Decoder):
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")

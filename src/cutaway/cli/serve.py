@@ -99,7 +99,7 @@ def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -
 
     models: dict[str, Loaded] = {}
     for i, source in enumerate([*sources, *encoders]):
-        with console.status(f"loading {source}"):
+        with console.status(f"loading {Path(source).name}"):
             loaded = load(source, dtype, device)
         if i >= len(sources) and not isinstance(loaded.model, Encoder):
             raise CutawayError(f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option")

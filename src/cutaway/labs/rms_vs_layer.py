@@ -80,7 +80,9 @@ def rms_vs_layer(
         for kind in KINDS:
             trained[kind].append(train(small[kind], data, steps, seed, run))
     pairs += compared(small, trained)
-    pairs += [Pair(f"trained model, {k}", "nats/token", found.loss, loss) for k, loss in found.centered.items()]
+    pairs += [
+        Pair(f"loss of the trained model: {k}", "nats/token", found.loss, loss) for k, loss in found.centered.items()
+    ]
     return Finding(
         table=_table(pairs),
         plot=_plot(found.off_center),
@@ -205,7 +207,7 @@ def timed(rows: int, width: int, repeats: int) -> list[Pair]:
 
 
 class Real(NamedTuple):
-    """width: D. off_center: |mean| / rms by norm. loss: as trained. centered: loss by kind of norm, and of "all"."""
+    """width: D. off_center: |mean| / rms by norm. loss: as trained. centered: loss by which norms were."""
 
     width: int
     off_center: dict[str, float]
@@ -219,9 +221,9 @@ def real(source: str, length: int, run: Run) -> Real:
     loaded = subject(source)
     model, tokens_T = decoder(loaded), reading(loaded, length)
     off_center: dict[str, float] = {}
-    watched = hooked(model, "all", lambda name, x_TD: off_center.update({name: off_center_of(x_TD)}))
+    watched = hooked(model, "all norms", lambda name, x_TD: off_center.update({name: off_center_of(x_TD)}))
     loss = loss_of(logits_of(watched, tokens_T), tokens_T)
-    kinds = dict.fromkeys(["all", *(name.rpartition(".")[2] for name in off_center)])
+    kinds = dict.fromkeys(["all norms", *(name.rpartition(".")[2] for name in off_center)])
     centered = {
         kind: loss_of(logits_of(hooked(model, kind, subtract_mean), tokens_T), tokens_T)
         for kind in run.each(kinds, "subtracting the mean before norms")
@@ -232,12 +234,12 @@ def real(source: str, length: int, run: Run) -> Real:
 def hooked(model: Decoder, kind: str, hook: Callable[[str, Tensor], Tensor | None]) -> Decoder:
     """The same weights in modules of their own, where `hook` sees and may replace what enters norms over D.
 
-    kind: the last part of the norms' names ("ffn_norm"), or "all". A norm over one head's K is left alone.
+    kind: the last part of the norms' names ("ffn_norm"), or "all norms". A norm over one head's K is left alone.
     """
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
     for name, module in twin.named_modules():
         wide = isinstance(module, LayerNorm | RMSNorm) and len(module.weight) == model.spec.width
-        if wide and kind in ("all", name.rpartition(".")[2]):
+        if wide and kind in ("all norms", name.rpartition(".")[2]):
             module.register_forward_pre_hook(lambda _, inputs, name=name: hook(name, *inputs))
     return twin
 
@@ -320,14 +322,14 @@ def _verdict(pairs: list[Pair], found: Real, trained: dict[Kind, list[Trained]])
     return both(
         f"RMSNorm leaves out the mean and the bias. In the trained model the mean is {typical:.1%} of the "
         f"rms of a norm's input (median over norms; {largest:.1%} at most), and subtracting it everywhere "
-        f"moves the loss from {found.loss:.3f} to {found.centered['all']:.3f}. Written out, LayerNorm "
+        f"moves the loss from {found.loss:.3f} to {found.centered['all norms']:.3f}. Written out, LayerNorm "
         f"takes {out.layer / out.rms:.2f} times as long as RMSNorm; as PyTorch's kernels on this machine "
         f"{kernel.layer / kernel.rms:.2f} times. Trained from scratch, held-out losses are {min(rms):.3f} "
         f"to {max(rms):.3f} with RMSNorm and {min(layer):.3f} to {max(layer):.3f} with LayerNorm "
         f"({len(rms)} seeds).",
         f"RMSNorm 省去了均值和偏置。在训练好的模型里，均值是归一化输入 rms 的 {typical:.1%}（各归一化层的中"
         f"位数；最多 {largest:.1%}），处处减去均值使损失从 {found.loss:.3f} 变为 "
-        f"{found.centered['all']:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 "
+        f"{found.centered['all norms']:.3f}。按公式逐步计算，LayerNorm 用时是 RMSNorm 的 "
         f"{out.layer / out.rms:.2f} 倍；用 PyTorch 内核在本机为 {kernel.layer / kernel.rms:.2f} 倍。从零训"
         f"练，留出集损失 RMSNorm 为 {min(rms):.3f} 到 {max(rms):.3f}，LayerNorm 为 {min(layer):.3f} 到 "
         f"{max(layer):.3f}（{len(rms)} 个种子）。",

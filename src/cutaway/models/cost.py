@@ -100,7 +100,10 @@ class Cost:
         return _sum("KV per token", "L·2·G·K·b", ((2, a.kv_heads, a.head_dim, b) for a in self._caching))
 
     def kv_bytes(self, context: int, batch: int, dtype: str) -> Term:
-        """Keys and values that `batch` sequences of `context` tokens need; a window bounds a layer's need."""
+        """Keys and values that `batch` sequences of `context` tokens need; a window bounds a layer's need.
+
+        What is held can be more: `engine.cache` keeps what has left a window, in buffers that double.
+        """
         sizes = (batch, width_of(dtype))
         kept = ((2, a.kv_heads, a.head_dim, min(context, a.window or context), *sizes) for a in self._caching)
         return _sum("KV cache", "L·2·G·K·min(C, W)·B·b", kept)
