@@ -19,8 +19,8 @@ from cutaway.nn.positions import Rotation, rotation
 class Block(nn.Module):
     """Attention moves information between tokens, feed-forward works on each; both add to the residual stream.
 
-        x ──┬─ norm ─ attention ─ (norm) ─(+)─┬─ norm ─ ffn ─ (norm) ─(+)── x      pre, (sandwich)
-            └──────────────────────────────┘  └─────────────────────┘
+    x ──┬─ norm ─ attention ─ (norm) ─(+)─┬─ norm ─ ffn ─ (norm) ─(+)── x      pre, (sandwich)
+        └──────────────────────────────┘  └─────────────────────┘
     """
 
     def __init__(self, width: int, spec: LayerSpec) -> None:

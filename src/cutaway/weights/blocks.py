@@ -24,7 +24,9 @@ from torch import Tensor
 
 from cutaway.errors import CutawayError
 
-CHUNK = 1 << 18  # weights converted at a time: the temporaries stay in the processor's cache
+CHUNK = (
+    1 << 15
+)  # weights converted at a time: few enough that PyTorch starts no threads, which would spin on a busy machine
 
 
 @dataclass(frozen=True)
