@@ -132,7 +132,10 @@ def test_an_unexpected_error_tells_nothing_but_is_logged(http, slow, monkeypatch
     answer = http.post("/v1/chat/completions", json=ASK)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "secret" not in answer.text
+    assert caplog.text.count("Traceback") == 1
     assert "secret detail" in caplog.text
+    for _ in range(20):  # on the same connection, which such an error does not cost
+        assert http.post("/v1/chat/completions", json=ASK).status_code == 500
 
 
 def test_a_stream_is_made_of_events_and_ends_with_done(http):

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cutaway.engine.engine import TooLong
 from cutaway.engine.service import Busy
@@ -116,7 +117,30 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
     return as_api_error(error).response()
 
 
+class LastResort:
+    """ASGI middleware: an unexpected error becomes a response; left to itself it would cost the connection too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await as_api_error(error).response()(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` take this shape."""
     for kind in (HTTPException, RequestValidationError, CutawayError, Exception):
         app.add_exception_handler(kind, _handle)
+    app.add_middleware(LastResort)
