@@ -21,7 +21,7 @@ STUDIO := $(shell find studio \( -name node_modules -o -name tests \) -prune -o 
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test lint studio models clean
+.PHONY: help run test lint studio clean
 .DEFAULT_GOAL := help
 
 help: ## this list

@@ -22,7 +22,8 @@ def cache_dir() -> Path:
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; rename it to `path` on success, delete it on any failure.
 
-    The body may make a file or a directory there. A reader never sees a half-written result.
+    The body may make a file or a directory there. A reader never sees a half-written result; a directory that is
+    replaced is moved aside until the new one stands in its place.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +31,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         if final.is_dir() and partial.is_dir():
-            shutil.rmtree(final)
-        os.replace(partial, final)
+            old = final.with_name(f".{final.name}.{os.getpid()}.old")
+            os.replace(final, old)
+            os.replace(partial, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(partial, final)
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)

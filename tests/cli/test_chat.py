@@ -211,6 +211,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.screen, text.encode())
 
+    def prompted(self) -> None:
+        """Wait for the prompt, and a moment more: before readline is ready, it loses keys and signals."""
+        self.until("> ")
+        time.sleep(0.5)
+
     def until(self, text: str, seconds: float = 60) -> None:
         """Read on until `text` appears behind what was waited for before."""
         end = time.monotonic() + seconds
@@ -224,18 +229,20 @@ class Terminal:
 def test_at_a_terminal_ctrl_c_stops_the_reply_and_ctrl_d_leaves():
     terminal = Terminal("chat", "slow", "--max-tokens", "3000")
     try:
-        terminal.until("> ")
+        terminal.prompted()
         terminal.type("Sing!\n")
         terminal.until("la la la")
         terminal.process.send_signal(signal.SIGINT)
         terminal.until("tokens/s")
-        terminal.until("> ")
+        terminal.prompted()
         terminal.process.send_signal(signal.SIGINT)
         terminal.until("leaves")
+        terminal.prompted()
         terminal.type("/help\n")
         terminal.until("/system TEXT")
+        terminal.prompted()
         terminal.type("\x04")
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(30) == 0
     finally:
         terminal.process.kill()
         os.close(terminal.screen)

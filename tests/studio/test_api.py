@@ -401,3 +401,9 @@ def test_damaged_evidence_does_not_hide_the_labs(http: httpx.Client, tmp_path: P
 def test_a_senseless_run_is_refused(http: httpx.Client, path: str, body: dict[str, Any], status: int) -> None:
     answer = http.post(f"{API}/labs/{path}/run", json=body)
     assert (answer.status_code, set(answer.json())) == (status, {"error"}), answer.text
+
+
+def test_a_lab_takes_no_path_from_a_page(http: httpx.Client) -> None:
+    answer = http.post("/studio/api/labs/where-parameters/run", json={"knobs": {"model": "/etc"}})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["param"] == "knob model"

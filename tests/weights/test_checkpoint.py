@@ -14,6 +14,7 @@ import torch
 
 from cutaway.cli import main
 from cutaway.errors import CutawayError
+from cutaway.nn.positions import RopeScaling
 from cutaway.weights import gguf
 from cutaway.weights.checkpoint import load, open_checkpoint
 from cutaway.weights.save import save_gguf
@@ -220,7 +221,7 @@ BROKEN_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a missing size": ({"llama.embedding_length": None}, {}, "has no 'hidden_size'"),
     "a size in words": ({"llama.embedding_length": "64"}, {}, "width: expected int"),
     "absurdly many layers": ({"llama.block_count": 2**31}, {}, "layers are not plausible"),
-    "a rotation that is scaled": ({"llama.rope.scaling.type": "linear"}, {}, "rope.scaling.type = 'linear' is not"),
+    "a rotation that is scaled": ({"llama.rope.scaling.type": "yarn"}, {}, "rope scaling 'yarn' is not implemented"),
     "a missing tensor": ({}, {"output_norm__weight": lambda t: None}, "'output_norm.weight' is missing"),
     "heads that do not come out even": ({}, {"blk__0__attn_q__weight": lambda t: t[:30]}, r"\[30, 64\] does not give"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, {}, "tokenizer"),
@@ -267,6 +268,45 @@ def test_what_gguf_cannot_say_is_not_written(
     with pytest.raises(CutawayError, match=expected):
         save_gguf(checkpoints.model(family, **changes), checkpoints.tokenizer(), tmp_path / "x.gguf", "F32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_spelling_of_a_pooling_is_read(tmp_path: Path) -> None:
+    path = checkpoints.directory(tmp_path / "bert", "bert")
+    spellings = ({"pooling_mode": "cls"}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    for spelling in spellings:
+        (path / "1_Pooling" / "config.json").write_text(json.dumps(spelling))
+        pooling = open_checkpoint(path).spec.pooling
+        assert pooling is not None
+        assert pooling.kind == "cls"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "pooling other"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "pooling other"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "has a Dense step"),
+    ],
+)
+def test_a_vector_that_would_be_wrong_is_refused(tmp_path: Path, file: str, content: object, expected: str) -> None:
+    path = checkpoints.directory(tmp_path / "bert", "bert")
+    (path / file).write_text(json.dumps(content))
+    with pytest.raises(CutawayError, match=expected):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", "cuda:99"])
+def test_a_device_that_cannot_compute_is_refused(whole: Path, device: str) -> None:
+    with pytest.raises(CutawayError, match=r"cannot be used.*try \"cpu\""):
+        load(str(whole), device=device)
+
+
+def test_linear_scaling_in_a_gguf_file_is_read(gguf_file: Path, tmp_path: Path) -> None:
+    scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 8.0}
+    path = rewritten(gguf_file, tmp_path / "scaled.gguf", scaling)
+    rope = open_checkpoint(path).spec.layers[0].attention.rope
+    assert rope is not None
+    assert rope.scaling == RopeScaling("linear", 8.0)
 
 
 def test_a_configuration_is_the_only_thing_that_json_says(whole: Path) -> None:

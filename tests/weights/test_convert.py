@@ -211,11 +211,14 @@ def test_only_a_model_is_ever_replaced(source: Path, tmp_path: Path) -> None:
     (tmp_path / "diary").mkdir()
     (tmp_path / "diary" / "monday.txt").write_text("rain")
     (tmp_path / "letter").write_text("Dear")
-    for name in ("diary", "letter"):
+    checkpoints.directory(tmp_path / "thesis")
+    (tmp_path / "thesis" / "chapter.txt").write_text("It")
+    for name in ("diary", "letter", "thesis"):
         with pytest.raises(CutawayError, match="not a model that could be replaced"):
             convert(str(source), tmp_path / name, force=True)
     assert (tmp_path / "diary" / "monday.txt").read_text() == "rain"
     assert (tmp_path / "letter").read_text() == "Dear"
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "It"
 
 
 @pytest.mark.parametrize("name", ["source", "."])

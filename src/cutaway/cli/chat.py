@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from cutaway.cli.conversation import Reply, Talk, interactive, utf8
+from cutaway.cli.conversation import HARMLESS, Reply, Talk, interactive, utf8
 from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
@@ -89,7 +90,8 @@ def chat(
         reply = talk.answer(asked)
         print(json.dumps(report(talk, asked, reply, logprobs is not None), ensure_ascii=False))
     else:
-        talk.answer(asked, lambda text: print(text, end="", flush=True))
+        table = HARMLESS if sys.stdout.isatty() else {}
+        talk.answer(asked, lambda text: print(text.translate(table), end="", flush=True))
         print()
 
 
@@ -131,7 +133,7 @@ def _open(model: str, raw: bool, context: int | None, dtype: str, device: str) -
     from cutaway.models.decoder import Decoder
     from cutaway.weights.checkpoint import load
 
-    with Console(stderr=True).status(f"loading {Path(model).name}"):
+    with Console(stderr=True).status(f"loading {escape(Path(model).name)}"):
         loaded = load(model, dtype, device)
     if not isinstance(loaded.model, Decoder):
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")

@@ -134,11 +134,11 @@ COMMANDS: dict[str, Callable[[Talk, Console, str], None]] = {
 }
 
 # A model may say anything; a terminal must not take it for a command.
-_HARMLESS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
+HARMLESS = {code: "\ufffd" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
 def _show(console: Console, text: str) -> None:
-    console.out(text.translate(_HARMLESS), end="", highlight=False)
+    console.out(text.translate(HARMLESS), end="", highlight=False)
     console.file.flush()
 
 

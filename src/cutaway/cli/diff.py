@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 from cutaway.errors import CutawayError
 
@@ -70,7 +71,7 @@ def _show(report: Report, everything: bool) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(f"[bold]A[/] {report.a}\n[bold]B[/] {report.b}")
+    console.print(f"[bold]A[/] {escape(report.a)}\n[bold]B[/] {escape(report.b)}")
     console.print(f"{report.tokens} tokens, tolerance {report.tolerance:g}")
     for table in (_settings(report), _tensors(report), _modules(report, everything)):
         if table.row_count:

@@ -45,7 +45,7 @@ def _fetch(source: str) -> Path:
     amount = bar.TextColumn("{task.description}"), bar.BarColumn(), bar.DownloadColumn()
     speed = bar.TransferSpeedColumn(), bar.TimeRemainingColumn()
     with bar.Progress(*amount, *speed, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(source, total=None)
+        task = shown.add_task(escape(source), total=None)
         return fetch(source, lambda received, total: shown.update(task, completed=received, total=total))
 
 

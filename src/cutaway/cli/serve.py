@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from cutaway.errors import CutawayError
 
@@ -64,7 +65,8 @@ def serve(
         settings = {"context": context, "running": running, "max_waiting": max_waiting}
         loaded = load_all(models, embeddings or [], dtype, device)
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
-        named = frozenset([*LOOPBACK, *(allow_host or [])]) if allow_host or host in LOOPBACK else None
+        known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
+        named = known if allow_host or host in LOOPBACK else None
         app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])))
         mount_studio(app, served)
         run(app, taken, f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}")
@@ -99,7 +101,7 @@ def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -
 
     models: dict[str, Loaded] = {}
     for i, source in enumerate([*sources, *encoders]):
-        with console.status(f"loading {Path(source).name}"):
+        with console.status(f"loading {escape(Path(source).name)}"):
             loaded = load(source, dtype, device)
         if i >= len(sources) and not isinstance(loaded.model, Encoder):
             raise CutawayError(f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option")
@@ -116,7 +118,7 @@ def started(loaded: Loaded, settings: dict[str, Any]) -> Iterator[Served]:
 
     served = serve_model(loaded, **settings)
     try:
-        with console.status(f"asking {served.name}"):
+        with console.status(f"asking {escape(served.name)}"):
             prove(served)
         yield served
     finally:

@@ -35,7 +35,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (holds, expected) in RANGES.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and holds(value)):
+            if not (holds(value) and value != math.inf):  # comparisons take integers of any size
                 raise CutawayError(f"must be {expected}, got {value}", name)
         if any(not s for s in self.stop):
             raise CutawayError("must not contain an empty string", "stop")

@@ -55,7 +55,7 @@ class Setting:
         low, high = self.knob.min, self.knob.max
         if self.choices and value not in self.choices:
             raise CutawayError(f"must be one of {', '.join(map(str, self.choices))}, got {raw!r}", where)
-        if (low is not None and float(value) < low) or (high is not None and float(value) > high):
+        if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
             raise CutawayError(f"must be {_bounds(low, high)}, got {value}", where)
         return value
 

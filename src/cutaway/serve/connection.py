@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -56,16 +56,20 @@ class EventStream(Response):
 
     def __init__(self, items: AsyncGenerator[dict[str, Any], None], last: str = "") -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self.items, self.last = items, last
+        self.items, self.last, self.begun = items, last, False
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(Gone):
+        try:
             await while_connected(receive, self._send_all(send))
+        except Gone:
+            if not self.begun:  # else the status is sent already
+                raise
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self.items):
             first = await anext(self.items)
+            self.begun = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await _send(send, first)
             try:

@@ -57,8 +57,8 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
 def check(rows: list[list[int]], encoder: Encoder) -> None:
     """Errors: a row that is too long, or holds ids that the model lacks; by its index."""
     for i, row in enumerate(rows):
-        if len(row) > encoder.spec.context:
-            message = f"input[{i}]: has {len(row)} tokens, the encoder takes {encoder.spec.context}"
+        if not 0 < len(row) <= encoder.spec.context:
+            message = f"input[{i}]: has {len(row)} tokens, the encoder takes 1 to {encoder.spec.context}"
             raise ApiError(400, message, param="input", code="context_length_exceeded")
         if row and not 0 <= min(row) <= max(row) < encoder.spec.vocab:
             message = f"input[{i}]: has token ids outside 0 ... {encoder.spec.vocab - 1}"

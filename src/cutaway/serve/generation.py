@@ -149,13 +149,14 @@ def begin(
     seed = secrets.randbits(63) if body.seed is None else body.seed
     requests = []
     for prompt in prompts:
-        _check(service, prompt, field)
+        check_prompt(service, prompt, field)
         limit = served.context - len(prompt) if max_tokens is None else max_tokens
         requests += [(prompt, body.params(seed + choice, limit, top_logprobs)) for choice in range(body.n)]
     return Generation(body, served, prompts, requests, request.app.state.metrics, format)
 
 
-def _check(service: Service, prompt: list[int], field: str) -> None:
+def check_prompt(service: Service, prompt: list[int], field: str) -> None:
+    """Errors: those of `Engine.check`, blamed on the request's field that the prompt comes from."""
     try:
         service.engine.check(prompt)
     except CutawayError as error:

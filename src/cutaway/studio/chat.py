@@ -24,12 +24,10 @@ from starlette.responses import Response
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import Alternative
 from cutaway.engine.sequence import Event
-from cutaway.engine.service import Service
-from cutaway.errors import CutawayError
 from cutaway.serve.chat import as_template_message
 from cutaway.serve.connection import EventStream
 from cutaway.serve.errors import as_api_error
-from cutaway.serve.generation import decoder_service, find
+from cutaway.serve.generation import check_prompt, decoder_service, find
 from cutaway.serve.logprobs import LOWEST
 from cutaway.serve.schemas import Body, Message, Stop
 from cutaway.serve.served import Served
@@ -86,18 +84,10 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     params = body.params()
     # In a thread: a long prompt must not hold up the streams of others.
     prompt = await asyncio.to_thread(prompt_of, served.loaded.tokenizer, body.messages)
-    _check(service, prompt + body.continue_tokens)
+    check_prompt(service, prompt + body.continue_tokens, "messages")
     events = service.stream(prompt, params, TRACE, body.continue_tokens)
     watched = request.app.state.metrics.watch(served.name, len(prompt), _numbered(events))
     return EventStream(typed(_told(served, prompt, body.continue_tokens, params, watched)))
-
-
-def _check(service: Service, tokens: list[int]) -> None:
-    """Errors: those of `Engine.check`, blamed on the field they come from."""
-    try:
-        service.engine.check(tokens)
-    except CutawayError as error:
-        raise type(error)(error.what, "messages", error.hint) from None
 
 
 def prompt_of(tokenizer: Tokenizer, messages: list[Message]) -> list[int]:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, NotFound
 from cutaway.labs.catalogue import LABS, find
 from cutaway.labs.evidence import latest, store
 from cutaway.labs.lab import Lab
@@ -24,6 +24,7 @@ from cutaway.serve.connection import EventStream
 from cutaway.serve.errors import ApiError
 from cutaway.serve.schemas import Body
 from cutaway.studio.chat import typed
+from cutaway.weights.sources import CATALOGUE, pulled
 
 Json = dict[str, Any]
 Post = Callable[[Json | Exception], None]
@@ -115,9 +116,16 @@ def labs() -> Json:
 async def run(name: str, body: RunRequest, request: Request) -> Response:
     """A stream of progress, evidence, done. Errors: no such lab or knob, a value out of range, 409."""
     lab = find(name)
-    lab.values(body.knobs, body.profile)
+    check_model(lab.values(body.knobs, body.profile).get("model"))
     laboratory: Laboratory = request.app.state.laboratory
     return EventStream(typed(laboratory.run(lab, body)))
+
+
+def check_model(name: object) -> None:
+    """A page names models that were pulled, never paths: their errors would tell what files there are."""
+    if name is None or name in CATALOGUE or any(name in (entry.name, entry.source) for entry in pulled()):
+        return
+    raise NotFound(f"no pulled model {name!r}", "knob model", "see `cutaway models`")
 
 
 def _latest(lab: Lab) -> Json | None:

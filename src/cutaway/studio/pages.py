@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -72,6 +73,7 @@ def beside(name: str) -> Response:
 def _file(folder: Path, name: str, caching: dict[str, str]) -> Response:
     """One of the folder's own files, if it is of a type that pages have. Errors: 404."""
     path = folder / name
-    if path.suffix not in TYPES or path.parent != folder or not path.is_file():
+    there = os.path.isfile(path)  # unlike Path.is_file, False for a name that no file can have
+    if path.suffix not in TYPES or path.parent != folder or not there:
         raise HTTPException(404)
     return FileResponse(path, headers=HEADERS | caching, media_type=TYPES[path.suffix])

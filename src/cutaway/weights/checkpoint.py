@@ -154,9 +154,18 @@ def load(source: str, dtype: str = "float32", device: str = "cpu") -> Loaded:
     """The model that `source` names: a path, or anything that was pulled. Errors: see `Checkpoint`."""
     if dtype not in DTYPES:
         raise CutawayError(f"unknown dtype {dtype!r}", "dtype", f"known: {', '.join(DTYPES)}")
+    _check_device(device)
     checkpoint = open_checkpoint(sources.resolve(source))
     tokenizer = checkpoint.read_tokenizer()  # first: it is what a folder lacks most often, and it is quick
     return Loaded(display_name(source), checkpoint.model(DTYPES[dtype], device), tokenizer, checkpoint)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or "meta"
+        what = f"{name!r} cannot be used: {str(error).splitlines()[0]}"
+        raise CutawayError(what, "device", 'try "cpu"') from None
 
 
 def display_name(source: str) -> str:
@@ -206,9 +215,9 @@ def _gguf_config(file: gguf.GGUF, family: Family, shapes: Mapping[str, tuple[int
     """What config.json would say. GGUF keeps float32: 9.9999997e-06 becomes the 1e-05 that was meant."""
     config = config_of_gguf(family, file.metadata, shapes)
     config = {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
-    for key in (f"{family.gguf}.rope.scaling.type", f"{family.gguf}.rope.scale_linear"):
-        if file.metadata.get(key, "none") not in ("none", 1.0):
-            raise CutawayError(f"{key} = {file.metadata[key]!r} is not implemented", hint="use its safetensors")
+    key = f"{family.gguf}.rope.scale_linear"  # an early spelling; today's is read by the family
+    if file.metadata.get(key, 1.0) != 1.0:
+        raise CutawayError(f"{key} = {file.metadata[key]!r} is not implemented", hint="use its safetensors")
     if ROPE_FACTORS in shapes:
         dim = int(file.metadata[f"{family.gguf}.rope.dimension_count"])
         config |= scaling_of_factors(file.load(ROPE_FACTORS), float(config["rope_theta"]), dim)
@@ -246,14 +255,24 @@ def _architectures(config: Mapping[str, Any], where: Path) -> list[str]:
 def _pooling(path: Path) -> dict[str, Any]:
     """What sentence-transformers keeps beside the weights; the mean, normalized, where it says nothing."""
     pooling, modules = path / "1_Pooling" / "config.json", path / "modules.json"
+    listed = read_json(modules, list) if modules.exists() else []
+    steps = [str(step["type"]).rpartition(".")[2] for step in listed]
+    if others := sorted({*steps} - {"Transformer", "Pooling", "Normalize"}):
+        raise CutawayError(f"has a {others[0]} step", str(modules), "it is not implemented")
     if not pooling.exists():
         return {"kind": "mean", "normalize": True}
-    modes, known = read_json(pooling), {"mean": "mean_tokens", "cls": "cls_token"}
-    kinds = [kind for kind, key in known.items() if modes.get(f"pooling_mode_{key}")]
-    if len(kinds) != 1:
+    kinds = _pooling_modes(read_json(pooling))
+    if kinds not in (["mean"], ["cls"]):
         raise CutawayError("names a pooling other than mean or cls", str(pooling), "it is not implemented")
-    steps = read_json(modules, list) if modules.exists() else []
-    return {"kind": kinds[0], "normalize": any(str(step["type"]).endswith("Normalize") for step in steps)}
+    return {"kind": kinds[0], "normalize": "Normalize" in steps}
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> list[str]:
+    """`pooling_mode` in the files of sentence-transformers today, a flag per mode in older ones."""
+    if stated := config.get("pooling_mode"):
+        return [stated] if isinstance(stated, str) else list(stated)
+    names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    return [names.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on]
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

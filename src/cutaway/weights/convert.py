@@ -12,6 +12,7 @@ from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.weights import checkpoint, save, sources
+from cutaway.weights.contents import is_wanted
 
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}  # narrowest first
 TYPES = {"safetensors": tuple(PLAIN), "gguf": save.GGUF_TYPES}
@@ -105,7 +106,13 @@ def _check_place(source: Path, target: Path, force: bool) -> None:
         raise CutawayError("is not a model that could be replaced", str(target), "choose another place")
 
 
+KEPT_BY_OTHERS = ("README.md", ".gitattributes", "data_config.json")  # what publishers lay beside a model
+
+
 def _replaceable(target: Path) -> bool:
     if target.suffix == ".gguf":
         return target.is_file()
-    return target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))
+    if not target.is_dir() or target.is_symlink():
+        return False
+    names = [path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()]
+    return all(is_wanted(name) or name in KEPT_BY_OTHERS for name in names)

@@ -69,11 +69,13 @@ def _download_file(url: str, target: Path, size: int) -> None:
     partial = target.with_name(target.name + ".partial")
     partial.touch()
     while (have := partial.stat().st_size) < size:
+        failure: httpx.TransportError | None = None
         try:
             _continue(url, partial, have)
-        except httpx.TransportError:
-            if partial.stat().st_size == have:
-                raise
+        except httpx.TransportError as error:
+            failure = error
+        if partial.stat().st_size == have:
+            raise failure or httpx.RemoteProtocolError(f"nothing more of {target.name} arrives")
     partial.rename(target)
 
 

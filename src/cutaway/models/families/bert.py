@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from cutaway.errors import CutawayError
 from cutaway.models.families.llama import ACTIVATION_NAMES
 from cutaway.models.families.table import Config, Family, Field, Row, named, same
+from cutaway.models.spec import Spec
 
 
 def _pair(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -19,14 +21,25 @@ def _head_dim(config: Config) -> int:
     return config["hidden_size"] // config["num_attention_heads"]
 
 
+POOLING_TYPES = {1: "mean", 2: "cls"}  # llama.cpp's numbers
+
+
 def _gguf_config(metadata: Config, shapes: Any) -> dict[str, Any]:
-    """llama.cpp: pooling type 1 is the mean, 2 the first token; its files hold no pooler."""
-    kind = {1: "mean", 2: "cls"}.get(metadata.get("bert.pooling_type", 1), "mean")
+    """llama.cpp's files hold no pooler. Errors: a pooling that is not implemented."""
+    number = metadata.get("bert.pooling_type", 1)
+    if number not in POOLING_TYPES:
+        raise CutawayError(f"bert.pooling_type = {number} is not implemented", hint="known: 1 (mean), 2 (first token)")
+    kind = POOLING_TYPES[number]
     return {
         "vocab_size": shapes["token_embd.weight"][0],
         "type_vocab_size": shapes["token_types.weight"][0],
         "cutaway_pooling": {"kind": kind, "normalize": True, "dense": False},
     }
+
+
+def _gguf_extra(spec: Spec) -> dict[str, Any]:
+    number = next(n for n, kind in POOLING_TYPES.items() if spec.pooling and kind == spec.pooling.kind)
+    return {"attention.causal": False, "pooling_type": number}
 
 
 LAYER_NAMES = (  # ours, transformers', llama.cpp's
@@ -97,7 +110,7 @@ FAMILY = Family(
         "attention.layer_norm_epsilon": "layer_norm_eps",
     },
     gguf_config=_gguf_config,
-    gguf_extra=lambda spec: {"attention.causal": False, "pooling_type": 1},
+    gguf_extra=_gguf_extra,
     requires={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
     ignored=(r"(bert\.)?embeddings\.position_ids",),
 )
