@@ -121,6 +121,7 @@ def engines(name: str, threads: int, context: int) -> tuple[dict[str, tuple[Run,
     dense = sum(p.numel() for p in loaded.model.parameters()) * 4.0
     found: dict[str, tuple[Run, float]] = {"cutaway float32": (cutaway_run(loaded), dense)}
     for label, make, weights in (
+        ("cutaway bfloat16", lambda: cutaway_run(load(name, "bfloat16")), dense / 2),
         ("transformers float32", lambda: transformers_run(loaded, torch.float32), dense),
         ("transformers bfloat16", lambda: transformers_run(loaded, torch.bfloat16), dense / 2),
         ("llama.cpp, as stored", lambda: llama_cpp_run(path, threads, context), float(path.stat().st_size)),
