@@ -29,11 +29,14 @@ export const seconds = (s: number): string => {
   return rest ? `${minutes} min ${rest} s` : `${minutes} min`;
 };
 
-/** A measured value with at most four significant figures. */
-export const measure = (n: number): string =>
-  n !== 0 && (Math.abs(n) >= 1e6 || Math.abs(n) < 1e-3)
-    ? n.toExponential(2)
-    : new Intl.NumberFormat("en-US", { maximumSignificantDigits: Math.abs(n) >= 1000 ? 7 : 4 }).format(n);
+/** A measured value with at most four significant figures: 0.1234, 1,234.5, 79.63M, 1.20e-5. */
+export const measure = (n: number): string => {
+  const size = Math.abs(n);
+  if (size >= 1e15 || (size < 1e-3 && n !== 0)) return n.toExponential(2);
+  if (size >= 1e6)
+    return new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 4 }).format(n);
+  return new Intl.NumberFormat("en-US", { maximumSignificantDigits: size >= 1000 ? 7 : 4 }).format(n);
+};
 
 /** A token as it can be shown on one line: spaces and line ends made visible. */
 export const visible = (token: { text: string; display?: string }): string =>
