@@ -253,6 +253,17 @@ def test_safe_code_is_left_alone() -> None:
     )
 
 
+def test_no_half_of_a_text_is_left_behind() -> None:
+    """A formatted string that is a statement of its own was meant to continue the line above."""
+    lost = [
+        (path, node.lineno)
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.JoinedStr)
+    ]
+    assert lost == []
+
+
 # ---- what the tree holds
 
 TEXT = {".py", ".md", ".toml", ".sh", ".ts", ".svelte", ".css", ".html", ".yaml", ".yml", ".json", ".js", ""}

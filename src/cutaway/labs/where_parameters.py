@@ -148,6 +148,5 @@ def _verdict(spec: Spec, groups: dict[str, int]) -> Words:
             " The head is the embedding used the other way round; a head of its own would add "
             f"{own:,} ({own / total:.2%}), {total + own:,} in all."
         )
-        zh += f"输出头与词嵌入共用一张表；若各用一张，要多 {own:,} 个（{own / total:.2%}），共 "
-        f"{total + own:,} 个。"
+        zh += f"输出头与词嵌入共用一张表；若各用一张，要多 {own:,} 个（{own / total:.2%}），共 {total + own:,} 个。"
     return both(en, zh)
