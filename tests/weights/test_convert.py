@@ -221,6 +221,13 @@ def test_only_a_model_is_ever_replaced(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "It"
 
 
+@pytest.mark.parametrize("name", ["letter/model", "letter/model.gguf"])
+def test_a_place_that_cannot_be_is_said(source: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "letter").write_text("Dear")
+    with pytest.raises(CutawayError, match="letter"):
+        convert(str(source), tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["source", "."])
 def test_a_model_is_not_converted_onto_itself(source: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(source.parent)

@@ -49,15 +49,19 @@ def save_directory(
     config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")} | _token_ids(tokenizer)
     pooling = config.pop("cutaway_pooling", None)
     rows, state = _rows(family.rows, model), model.state_dict()
-    with atomic(path) as folder:
-        folder.mkdir()
-        safetensors.write(folder, _converted(rows, state, model.spec, dtype, each))
-        _write_json(folder / "config.json", config)
-        if pooling:
-            _save_pooling(folder, model.spec, pooling)
-        else:
-            _write_json(folder / "generation_config.json", _generation(tokenizer))
-        tokenizer.save(folder)
+    try:
+        with atomic(path) as folder:
+            folder.mkdir()
+            safetensors.write(folder, _converted(rows, state, model.spec, dtype, each))
+            _write_json(folder / "config.json", config)
+            if pooling:
+                _save_pooling(folder, model.spec, pooling)
+            else:
+                _write_json(folder / "generation_config.json", _generation(tokenizer))
+            tokenizer.save(folder)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise CutawayError(what, str(path), "check the place and its free space") from None
 
 
 def save_gguf(
