@@ -9,12 +9,8 @@ from typing import Any
 
 from cutaway.errors import CutawayError
 from cutaway.models.families.llama import ACTIVATION_NAMES
-from cutaway.models.families.table import Config, Family, Field, Row, named, same
+from cutaway.models.families.table import Config, Family, Field, Row, named, pair, same
 from cutaway.models.spec import Spec
-
-
-def _pair(theirs: str, ours: str) -> tuple[Row, ...]:
-    return tuple(Row(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias"))
 
 
 def _head_dim(config: Config) -> int:
@@ -90,16 +86,16 @@ FAMILY = Family(
         Row("embeddings.word_embeddings.weight", "embedding.tokens.weight"),
         Row("embeddings.position_embeddings.weight", "embedding.positions.weight"),
         Row("embeddings.token_type_embeddings.weight", "embedding.types.weight"),
-        *_pair("embeddings.LayerNorm", "embedding.norm"),
-        *(r for ours, hf, _ in LAYER_NAMES for r in _pair(f"encoder.layer.{{i}}.{hf}", f"layers.{{i}}.{ours}")),
-        *_pair("pooler.dense", "pooler"),
+        *pair("embeddings.LayerNorm", "embedding.norm"),
+        *(r for ours, hf, _ in LAYER_NAMES for r in pair(f"encoder.layer.{{i}}.{hf}", f"layers.{{i}}.{ours}")),
+        *pair("pooler.dense", "pooler"),
     ),
     gguf_rows=(
         Row("token_embd.weight", "embedding.tokens.weight"),
         Row("position_embd.weight", "embedding.positions.weight"),
         Row("token_types.weight", "embedding.types.weight"),
-        *_pair("token_embd_norm", "embedding.norm"),
-        *(r for ours, _, gg in LAYER_NAMES for r in _pair(f"blk.{{i}}.{gg}", f"layers.{{i}}.{ours}")),
+        *pair("token_embd_norm", "embedding.norm"),
+        *(r for ours, _, gg in LAYER_NAMES for r in pair(f"blk.{{i}}.{gg}", f"layers.{{i}}.{ours}")),
     ),
     gguf_keys={
         "context_length": "max_position_embeddings",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cutaway.models.families.llama import ACTIVATION_NAMES
-from cutaway.models.families.table import TRANSPOSED, Family, Field, Row, named, same, split
+from cutaway.models.families.table import TRANSPOSED, Family, Field, Row, named, pair, same, split
 from cutaway.models.spec import Spec
 
 QKV = tuple(f"layers.{{i}}.attention.{name}" for name in ("q", "k", "v"))
@@ -16,10 +16,6 @@ QKV = tuple(f"layers.{{i}}.attention.{name}" for name in ("q", "k", "v"))
 
 def _fused(part: str) -> tuple[str, ...]:
     return tuple(f"{name}.{part}" for name in QKV)
-
-
-def _norm_rows(theirs: str, ours: str) -> tuple[Row, ...]:
-    return tuple(Row(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias"))
 
 
 def _linear_rows(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -66,27 +62,27 @@ FAMILY = Family(
     rows=(
         Row("transformer.wte.weight", "embedding.tokens.weight"),
         Row("transformer.wpe.weight", "embedding.positions.weight"),
-        *_norm_rows("transformer.h.{i}.ln_1", "layers.{i}.attention_norm"),
+        *pair("transformer.h.{i}.ln_1", "layers.{i}.attention_norm"),
         Row("transformer.h.{i}.attn.c_attn.weight", _fused("weight"), split(1, transpose=True)),
         Row("transformer.h.{i}.attn.c_attn.bias", _fused("bias"), split(0)),
         *_linear_rows("transformer.h.{i}.attn.c_proj", "layers.{i}.attention.out"),
-        *_norm_rows("transformer.h.{i}.ln_2", "layers.{i}.ffn_norm"),
+        *pair("transformer.h.{i}.ln_2", "layers.{i}.ffn_norm"),
         *_linear_rows("transformer.h.{i}.mlp.c_fc", "layers.{i}.ffn.up"),
         *_linear_rows("transformer.h.{i}.mlp.c_proj", "layers.{i}.ffn.down"),
-        *_norm_rows("transformer.ln_f", "final_norm"),
+        *pair("transformer.ln_f", "final_norm"),
         Row("lm_head.weight", "head.weight"),
     ),
     gguf_rows=(
         Row("token_embd.weight", "embedding.tokens.weight"),
         Row("position_embd.weight", "embedding.positions.weight"),
-        *_norm_rows("blk.{i}.attn_norm", "layers.{i}.attention_norm"),
+        *pair("blk.{i}.attn_norm", "layers.{i}.attention_norm"),
         Row("blk.{i}.attn_qkv.weight", _fused("weight"), split(0)),
         Row("blk.{i}.attn_qkv.bias", _fused("bias"), split(0)),
-        *_norm_rows("blk.{i}.attn_output", "layers.{i}.attention.out"),
-        *_norm_rows("blk.{i}.ffn_norm", "layers.{i}.ffn_norm"),
-        *_norm_rows("blk.{i}.ffn_up", "layers.{i}.ffn.up"),
-        *_norm_rows("blk.{i}.ffn_down", "layers.{i}.ffn.down"),
-        *_norm_rows("output_norm", "final_norm"),
+        *pair("blk.{i}.attn_output", "layers.{i}.attention.out"),
+        *pair("blk.{i}.ffn_norm", "layers.{i}.ffn_norm"),
+        *pair("blk.{i}.ffn_up", "layers.{i}.ffn.up"),
+        *pair("blk.{i}.ffn_down", "layers.{i}.ffn.down"),
+        *pair("output_norm", "final_norm"),
         Row("output.weight", "head.weight"),
     ),
     gguf_keys={

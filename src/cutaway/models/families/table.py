@@ -95,6 +95,11 @@ class Row(NamedTuple):
         return Row(self.theirs.replace("{i}", str(i)), tuple(o.replace("{i}", str(i)) for o in ours), self.via)
 
 
+def pair(theirs: str, ours: str) -> tuple[Row, ...]:
+    """The rows of a module that holds a weight and a bias, a norm or a linear layer."""
+    return tuple(Row(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias"))
+
+
 TRANSPOSED = Via(lambda t, s: (t.T.contiguous(),), lambda ts, s: ts[0].T.contiguous())
 OFFSET_FROM_ONE = Via(lambda t, s: (t - 1,), lambda ts, s: ts[0] + 1)
 
