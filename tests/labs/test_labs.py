@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.labs import kv_cache, rms_vs_layer, sampling, sqrt_d, why_kv_not_q
-from cutaway.labs.byte_model import byte_spec, train
 from cutaway.labs.catalogue import LABS, find
 from cutaway.labs.evidence import Evidence
 from cutaway.labs.lab import Run
 from cutaway.labs.statistics import chi_square, growth, summed
 from cutaway.labs.subject import last_logits, logits_of
 from cutaway.labs.timing import interleaved
+from cutaway.labs.training import small_spec
 from cutaway.labs.where_parameters import by_group
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
@@ -78,7 +78,7 @@ def test_every_parameter_is_in_one_row() -> None:
 
 
 def test_groups_sum_to_all_with_an_untied_head() -> None:
-    cost = Cost(byte_spec(NormSpec("layer", 1e-5), 32, 2))
+    cost = Cost(small_spec(norm=NormSpec("layer", 1e-5), width=32, kv_heads=2))
     groups = by_group(cost)
     assert sum(groups.values()) == cost.parameters
     assert groups["head"] == groups["embedding"] == 256 * 32
@@ -173,9 +173,8 @@ def test_hooks_see_the_norms_of_a_twin_and_leave_the_model_alone() -> None:
 
 
 def test_training_depends_on_the_seed_alone() -> None:
-    spec = byte_spec(NormSpec("rms", 1e-5), 32, 1)
-    data = torch.arange(5000) % 251
-    losses = [train(spec, data, 3, seed, Run()).held_out for seed in (5, 5, 6)]
+    spec = small_spec(width=32, layers=1, kv_heads=2)
+    losses = [rms_vs_layer.train(spec, 3, seed, Run()).held_out for seed in (5, 5, 6)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -218,7 +217,7 @@ PUBLISHED_SHAPES = {
 
 
 def kv_kib(layers: int, heads: int, kv_heads: int, head_dim: int) -> float:
-    small = byte_spec(NormSpec("rms", 1e-5), 32, 1)
+    small = small_spec(width=32, layers=1, kv_heads=2)
     attention = replace(small.layers[0].attention, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     spec = replace(small, layers=(replace(small.layers[0], attention=attention),) * layers)
     return Cost(spec).kv_bytes_per_token("bfloat16").value / 1024
@@ -320,6 +319,6 @@ def test_a_wrong_sampler_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tiny() -> Decoder:
     torch.manual_seed(0)
-    model = build(byte_spec(NormSpec("rms", 1e-5), 32, 2))
+    model = build(small_spec(width=32, kv_heads=2))
     assert isinstance(model, Decoder)
     return model

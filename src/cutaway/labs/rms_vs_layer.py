@@ -4,7 +4,7 @@
     RMSNorm(x)   =  x / rms * w                    one
 
 Four views: algebra in float64; operations counted and timed; a trained RMSNorm model whose norms are made to
-subtract the mean; small models trained from scratch with either, on this package's own source, byte by byte.
+subtract the mean; small models trained from scratch with either, on English prose, byte by byte.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cutaway.labs.byte_model import Trained, byte_spec, source_bytes, train
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
 from cutaway.labs.timing import interleaved
+from cutaway.labs.training import fit, fresh, held_out, next_bytes, prose, small_spec
+from cutaway.labs.training import loss_of as batch_loss
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
 from cutaway.models.spec import Spec
@@ -35,6 +36,7 @@ from cutaway.nn.norms import LayerNorm, NormSpec, RMSNorm, make_norm
 Kind = Literal["rms", "layer"]
 KINDS: tuple[Kind, Kind] = ("rms", "layer")
 EPS = 1e-5
+LENGTH, ROWS = 96, 8  # bytes per training sequence, sequences per step
 
 
 class Pair(NamedTuple):
@@ -74,11 +76,10 @@ def rms_vs_layer(
     found = real(model, length, run)
     pairs = [*counted(found.width), *timed(rows, found.width, repeats)]
     trained: dict[Kind, list[Trained]] = {kind: [] for kind in KINDS}
-    small = {kind: byte_spec(NormSpec(kind, EPS), width, layers) for kind in KINDS}
-    data = source_bytes()
+    small = {kind: small_spec(norm=NormSpec(kind, EPS), width=width, layers=layers) for kind in KINDS}
     for seed in range(run.seed, run.seed + seeds):
         for kind in KINDS:
-            trained[kind].append(train(small[kind], data, steps, seed, run))
+            trained[kind].append(train(small[kind], steps, seed, run))
     pairs += compared(small, trained)
     pairs += [
         Pair(f"loss of the trained model: {k}", "nats/token", found.loss, loss) for k, loss in found.centered.items()
@@ -255,6 +256,25 @@ def off_center_of(x_TD: Tensor) -> float:
 
 
 # ---- models trained from scratch
+
+
+class Trained(NamedTuple):
+    """held_out: loss after training, nats per byte. seconds: of a step, median."""
+
+    held_out: float
+    seconds: float
+
+
+def train(spec: Spec, steps: int, seed: int, run: Run) -> Trained:
+    """Train on nine tenths of the text, test on the rest."""
+    text, model = prose(), fresh(spec, seed)
+    cut = len(text) * 9 // 10
+    learned, test = (next_bytes(part, LENGTH, ROWS) for part in (text[:cut], text[cut:]))
+    note = f"training with {spec.layers[0].norm.kind} norm"
+    fitted = fit(
+        model.parameters(), lambda generator: batch_loss(model, learned(generator)), steps, run, note, seed=seed
+    )
+    return Trained(held_out(model, test, max(4, steps // 10)), fitted.seconds)
 
 
 def compared(small: dict[Kind, Spec], trained: dict[Kind, list[Trained]]) -> list[Pair]:
