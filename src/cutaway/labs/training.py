@@ -146,7 +146,7 @@ def fit(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(value))
+        losses.append(value.item())
         seconds.append(time.perf_counter() - began)
     return Fitted(losses, statistics.median(seconds))
 
