@@ -25,6 +25,7 @@ LAYERS = """
 errors
 files
 text nn
+classics
 models
 native
 weights

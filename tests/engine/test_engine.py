@@ -59,7 +59,7 @@ def test_the_cache_grows_and_keeps_what_it_has():
     keys, values = cache.get(1, 5, 21)
     assert torch.equal(keys, k_TGK[5:].transpose(0, 1))
     assert torch.equal(values, v_TGK[5:].transpose(0, 1))
-    assert cache.pairs[1][0].shape[1] == 32, "it doubles, so that growing costs little per token"
+    assert cache.buffers[1][0].shape[1] == 32, "it doubles, so that growing costs little per token"
 
 
 @pytest.mark.parametrize("budget", [1, 3, 512])

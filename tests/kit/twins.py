@@ -10,6 +10,7 @@ Nothing computed by ours ever enters the reference, nor the other way round; the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from cutaway.engine.cache import KVCache, Spans
 from cutaway.models.block import positions_of
-from cutaway.models.decoder import Decoder
+from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import Family, rows_of, spec_of
@@ -150,8 +152,22 @@ class Twin:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """Every tensor once, by its name in transformers."""
-        return {name: parameter.detach() for name, parameter in self.reference.named_parameters()}
+        """Every tensor once, by the name and in the layout in which `save_pretrained` writes it."""
+        return self.saved({name: tensor.detach() for name, tensor in learned(self.reference).items()})
+
+    def saved(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors by names in memory as they are on disk: experts, fused in memory, are apart there."""
+        return revert_weight_conversion(self.reference, tensors)
+
+    @property
+    def has_source(self) -> bool:
+        """Is it an encoder-decoder?"""
+        return bool(self.reference.config.is_encoder_decoder)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Can the reference be told where a sequence begins?"""
+        return "position_ids" in inspect.signature(self.reference.forward).parameters
 
     def answers(self, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> Answers:
         """The reference's values and gradients, each sequence computed alone."""
@@ -163,13 +179,16 @@ class Twin:
     def _ask(self, lengths: tuple[int, ...], start: int) -> Answers:
         self.reference.zero_grad()
         values = []
-        for tokens_T in prompts(lengths):
-            positions_T = torch.arange(start, start + len(tokens_T))
-            out = self.reference(tokens_T[None], position_ids=positions_T[None])
-            values.append(out[0][0])
+        for tokens_T, source_T in zip(prompts(lengths), sources(lengths), strict=True):
+            inputs = {"input_ids": tokens_T[None]}
+            if self.has_source:
+                inputs = {"input_ids": source_T[None], "decoder_input_ids": tokens_T[None]}
+            if self.takes_positions:
+                inputs["position_ids"] = torch.arange(start, start + len(tokens_T))[None]
+            values.append(self.reference(**inputs)[0][0])
         weighted(values).backward()
         gradients = {name: p.grad.clone() for name, p in self.reference.named_parameters() if p.grad is not None}
-        return Answers([value.detach() for value in values], gradients)
+        return Answers([value.detach() for value in values], self.saved(gradients))
 
 
 @cache
@@ -194,16 +213,23 @@ def make_loud(model: nn.Module, seed: int = 1, gain: float = 2.0) -> None:
     Everything is rounded to bfloat16, so that a model of any dtype holds exactly the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = {id(m.weight) for m in model.modules() if "Norm" in type(m).__name__}
+    norms = {id(m.weight) for m in model.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")}
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+        for parameter in learned(module, recurse=False).values():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.dim() < 2:
                 noise = 0.5 * noise + (id(parameter) in norms)
             elif not isinstance(module, nn.Embedding):  # GPT-2 keeps its matrices as [in, out]
-                fan_in = parameter.shape[0 if type(module).__name__ == "Conv1D" else 1]
+                fan_in = parameter.shape[0 if type(module).__name__ == "Conv1D" else -1]
                 noise = noise * gain / fan_in**0.5
             parameter.copy_(noise.bfloat16())
+
+
+def learned(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
+    """Parameters, each once, and what checkpoints hold although no gradient reaches it: a router's bias, say."""
+    kept = module.state_dict(keep_vars=True)
+    buffers = {name: b for name, b in module.named_buffers(recurse=recurse) if name in kept and b.is_floating_point()}
+    return {**dict(module.named_parameters(recurse=recurse)), **buffers}
 
 
 @cache
@@ -211,6 +237,12 @@ def prompts(lengths: tuple[int, ...]) -> list[Tensor]:
     """Token ids, the same for every model."""
     generator = torch.Generator().manual_seed(sum(lengths))
     return [torch.randint(VOCAB, (n,), generator=generator) for n in lengths]
+
+
+@cache
+def sources(lengths: tuple[int, ...]) -> list[Tensor]:
+    """What an encoder-decoder reads for each of the prompts: other tokens, and other lengths."""
+    return [(prompt.repeat(2) * 7 + 3)[: len(prompt) + 4 - i] % VOCAB for i, prompt in enumerate(prompts(lengths))]
 
 
 def weighted(values: Iterable[Tensor]) -> Tensor:
@@ -221,8 +253,9 @@ def weighted(values: Iterable[Tensor]) -> Tensor:
 
 def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
     """Our model with the twin's weights, read as any checkpoint is, but from memory."""
-    pooling = {"cutaway_pooling": {"dense": True}} if theirs.family.name == "bert" else {}
     state = theirs.state
+    dense = any(name.endswith("pooler.dense.weight") for name in state)
+    pooling = {"cutaway_pooling": {"dense": dense}} if theirs.family.pools else {}
     checkpoint = Checkpoint(
         path=Path(theirs.name),
         family=theirs.family,
@@ -256,14 +289,22 @@ class Tokenizerless:
 
 
 def values(model: Decoder | Encoder, hidden_TD: Tensor) -> Tensor:
-    """What is compared: logits of a decoder, hidden states of an encoder."""
-    return model.logits(hidden_TD) if isinstance(model, Decoder) else hidden_TD
+    """What is compared: logits where there is a head, else hidden states."""
+    return model.logits(hidden_TD) if model.head else hidden_TD
+
+
+def told(model: Decoder | Encoder, lengths: tuple[int, ...]) -> BlockDiagonal:
+    """The context of a ragged batch, with what the encoder made of the sources."""
+    if not isinstance(model, EncoderDecoder):
+        return BlockDiagonal(list(lengths))
+    read = sources(lengths)
+    spans = [len(source_T) for source_T in read]
+    return BlockDiagonal(list(lengths), memory_MD=model.encode(torch.cat(read), spans), sources=spans)
 
 
 def ragged(model: Decoder | Encoder, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> list[Tensor]:
     """Our values of all sequences computed in one ragged batch."""
-    context = BlockDiagonal(list(lengths))
-    hidden_TD = model(torch.cat(prompts(lengths)), positions_of(list(lengths)) + start, context)
+    hidden_TD = model(torch.cat(prompts(lengths)), positions_of(list(lengths)) + start, told(model, lengths))
     return list(values(model, hidden_TD).split(lengths))
 
 
@@ -271,6 +312,9 @@ def cached(model: Decoder, lengths: tuple[int, ...], chunk: Callable[[int, int],
     """Our values by way of the key/value cache: in each step sequence i computes chunk(i, step) further tokens."""
     rows = prompts(lengths)
     caches = [KVCache(model.spec, model.dtype, model.device, capacity=4) for _ in rows]
+    if isinstance(model, EncoderDecoder):
+        for cache_, source_T in zip(caches, sources(lengths), strict=True):
+            cache_.memory_SD = model.encode(source_T, [len(source_T)])
     out: list[list[Tensor]] = [[] for _ in rows]
     done, step = [0] * len(rows), 0
     while any(d < len(row) for d, row in zip(done, rows, strict=True)):
@@ -289,16 +333,19 @@ def cached(model: Decoder, lengths: tuple[int, ...], chunk: Callable[[int, int],
 def foreign_gradients(theirs: Twin, model: Decoder | Encoder) -> dict[str, Tensor]:
     """Our gradients under the names and in the layout of transformers, translated by the rows that saving uses."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {
-        row.theirs: row.via.save(tuple(grads[o] for o in row.ours), model.spec) if row.via else grads[row.ours[0]]
-        for row in rows_of(theirs.family.rows, len(model.spec.layers))
-        if set(row.ours) <= set(grads)
-    }
+    rows = [row for row in rows_of(theirs.family.rows, model.spec) if set(row.ours) <= set(grads)]
+    return {name: grad for row in rows for name, grad in row.save(grads, model.spec).items()}
 
 
-def is_learned(theirs: Twin) -> bool:
-    """Does the model look its positions up in a table, so that there is no further one?"""
-    return theirs.name.startswith(("gpt2", "bert"))
+def is_encoder(name: str) -> bool:
+    """Does the twin of this name see everything at once, so that there is nothing to cache?"""
+    return FAMILIES[name.partition("-")[0]].pools
+
+
+def is_bounded(theirs: Twin) -> bool:
+    """Does the model look its positions up in a table, so that there is no further one, or take none?"""
+    spec = spec_of(theirs.family, theirs.config)
+    return spec.embedding.positions > 0 or not theirs.takes_positions
 
 
 @torch.no_grad()
@@ -308,7 +355,6 @@ def pooled(theirs: Twin, lengths: tuple[int, ...] = RAGGED) -> list[Tensor]:
         return [theirs.reference(tokens_T[None]).pooler_output[0] for tokens_T in prompts(lengths)]
 
 
-@torch.no_grad()
 def in_bfloat16(theirs: Twin, lengths: tuple[int, ...], start: int) -> list[Tensor]:
     """What transformers itself makes of the same weights in bfloat16, each sequence alone."""
     config = theirs.reference.config
@@ -318,5 +364,4 @@ def in_bfloat16(theirs: Twin, lengths: tuple[int, ...], start: int) -> list[Tens
     for name, buffer in buffers.items():  # which stay in float32 when a checkpoint is loaded in bfloat16
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, buffer)
-    positions = [torch.arange(start, start + n) for n in lengths]
-    return [model(t[None], position_ids=p[None])[0][0] for t, p in zip(prompts(lengths), positions, strict=True)]
+    return Twin(theirs.name, model).answers(lengths, start).values

@@ -174,7 +174,7 @@ def test_hooks_see_the_norms_of_a_twin_and_leave_the_model_alone() -> None:
 
 def test_training_depends_on_the_seed_alone() -> None:
     spec = small_spec(width=32, layers=1, kv_heads=2)
-    losses = [rms_vs_layer.train(spec, 3, seed, Run()).held_out for seed in (5, 5, 6)]
+    losses = [rms_vs_layer.train("rms", spec, 3, seed, Run()).held_out for seed in (5, 5, 6)]
     assert losses[0] == losses[1] != losses[2]
 
 

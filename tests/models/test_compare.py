@@ -59,7 +59,7 @@ def test_every_module_with_weights_is_compared_and_agrees(name, tmp_path):
         ("llama", "rope: none", "layers.0.attention.out", False),
         ("llama", "attention: scale missing", "layers.0.attention.out", False),
         ("llama", "feed-forward: gate and up swapped", "layers.0.ffn.down", False),
-        ("llama", "block: residual dropped", "layers.1.attention_norm", False),
+        ("llama", "block: residual dropped", "layers.0.ffn_norm", False),
         ("llama", "final norm: skipped", "head", False),
         ("gemma3", "embedding: scale dropped", "embedding", True),
         ("gemma3", "window: one too wide", "layers.0.attention.out", False),

@@ -22,7 +22,7 @@ from cutaway.models.cost import SAMPLER_BYTES, STEP, Cost, pairs
 from cutaway.models.decoder import Decoder
 from cutaway.models.families.table import spec_of
 from cutaway.models.spec import Spec
-from cutaway.nn.attention import AttentionSpec, BlockDiagonal, visible
+from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, visible
 from kit import twins
 
 DECODERS = ["llama", "qwen2", "qwen3-biased", "gemma3", "gemma3-untied", "gpt2", "gpt2-untied"]
@@ -50,7 +50,7 @@ def smollm2() -> Spec:
 def cached(model: Decoder, past: int) -> KVCache:
     """A cache that remembers `past` tokens and has room for more."""
     cache = KVCache(model.spec, model.dtype, model.device, capacity=past + STEP)
-    for pair in cache.pairs:
+    for pair in cache.buffers:
         for buffer in pair:
             buffer.normal_()
     return cache
@@ -121,7 +121,7 @@ def test_flops_of_an_encoder_are_what_pytorch_counts() -> None:
 def test_pairs_are_the_ones_in_the_mask(past: int, window: int | None, causal: bool) -> None:
     a = AttentionSpec(heads=1, kv_heads=1, head_dim=2, scale=1.0, causal=causal, window=window)
     for new in (1, 2, 6, 11):
-        mask = visible(new, past + new, causal, window, torch.device("cpu"))
+        mask = visible(new, past + new, Question(1.0, causal, window), torch.device("cpu"))
         assert pairs(a, new, past) == (new * (past + new) if mask is None else int(mask.sum()))
 
 
@@ -135,7 +135,7 @@ def test_prompt_and_steps_cost_what_one_pass_costs() -> None:
 def test_kv_bytes_are_those_of_a_cache_until_a_window_is_full(dtype: str) -> None:
     cost = Cost(spec("gemma3"))
     cache = KVCache(cost.spec, getattr(torch, dtype), torch.device("cpu"), capacity=7)
-    held = sum(buffer.nbytes for pair in cache.pairs for buffer in pair)
+    held = sum(buffer.nbytes for pair in cache.buffers for buffer in pair)
     assert cost.kv_bytes(7, 1, dtype).value == 7 * cost.kv_bytes_per_token(dtype).value == held
     growth = cost.kv_bytes(31, 3, dtype).value - cost.kv_bytes(30, 3, dtype).value
     one_global_layer = 2 * 2 * 10 * torch.finfo(getattr(torch, dtype)).bits // 8

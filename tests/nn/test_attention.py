@@ -8,10 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cutaway.nn.attention import AttentionSpec, BlockDiagonal, attend, attention_weights, visible
+from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, attend, attention_weights, visible
 
 CPU = torch.device("cpu")
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=5, scale=0.3)
+
+
+def asked(spec: AttentionSpec) -> Question:
+    return Question(spec.scale, spec.causal, spec.window)
+
+
 MASKS = [(True, None), (True, 3), (True, 1), (False, None), (False, 3), (True, 50)]
 
 
@@ -38,7 +44,7 @@ def by_definition(q_QHK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor,
 def test_attend_is_the_definition(causal, window, queries, keys):
     spec = replace(SPEC, causal=causal, window=window)
     q_QHK, k_SGK, v_SGK = drawn(queries, 6, 5), drawn(keys, 2, 5, seed=1), drawn(keys, 2, 5, seed=2)
-    out_BHQK = attend(q_QHK.transpose(0, 1)[None], k_SGK.transpose(0, 1)[None], v_SGK.transpose(0, 1)[None], spec)
+    out_BHQK = attend(q_QHK.transpose(0, 1)[None], k_SGK.transpose(0, 1)[None], v_SGK.transpose(0, 1)[None], asked(spec))
     expected = by_definition(q_QHK, k_SGK, v_SGK, spec)
     torch.testing.assert_close(out_BHQK[0].transpose(0, 1), expected, rtol=1e-12, atol=1e-12)
 
@@ -47,7 +53,7 @@ def test_attend_is_the_definition(causal, window, queries, keys):
 def test_the_softmax_written_out_gives_the_same(causal, window):
     spec = replace(SPEC, causal=causal, window=window)
     q_QHK, k_SGK, v_SGK = drawn(4, 6, 5), drawn(7, 2, 5, seed=1), drawn(7, 2, 5, seed=2)
-    weights_HQS = attention_weights(q_QHK, k_SGK, spec.scale, visible(4, 7, causal, window, CPU))
+    weights_HQS = attention_weights(q_QHK.transpose(0, 1), k_SGK.transpose(0, 1), asked(spec))
     torch.testing.assert_close(weights_HQS.sum(-1), torch.ones(6, 4, dtype=torch.float64))
     out_QHK = torch.einsum("hqs,shk->qhk", weights_HQS, v_SGK.repeat_interleave(3, dim=1))
     torch.testing.assert_close(out_QHK, by_definition(q_QHK, k_SGK, v_SGK, spec), rtol=1e-12, atol=1e-12)
@@ -58,7 +64,7 @@ def test_the_softmax_written_out_gives_the_same(causal, window):
 def test_sequences_of_a_ragged_batch_are_blind_to_each_other(lengths, causal, window):
     spec, total = replace(SPEC, causal=causal, window=window), sum(lengths)
     q_THK, k_TGK, v_TGK = drawn(total, 6, 5), drawn(total, 2, 5, seed=1), drawn(total, 2, 5, seed=2)
-    out = BlockDiagonal(lengths).attend(0, q_THK, k_TGK, v_TGK, spec).split(lengths)
+    out = BlockDiagonal(lengths).attend(0, q_THK, k_TGK, v_TGK, asked(spec)).split(lengths)
     alone = zip(*(t.split(lengths) for t in (q_THK, k_TGK, v_TGK)), strict=True)
     for found, (q, k, v) in zip(out, alone, strict=True):
         torch.testing.assert_close(found, by_definition(q, k, v, spec), rtol=1e-12, atol=1e-12)
@@ -69,7 +75,7 @@ def test_gradients_are_those_of_the_definition():
     inputs = [drawn(11, 6, 5), drawn(11, 2, 5, seed=1), drawn(11, 2, 5, seed=2)]
     probe = drawn(11, 6, 5, seed=3)
     leaves = [[x.clone().requires_grad_(True) for x in inputs] for _ in range(2)]
-    (BlockDiagonal(lengths).attend(0, *leaves[0], spec) * probe).sum().backward()
+    (BlockDiagonal(lengths).attend(0, *leaves[0], asked(spec)) * probe).sum().backward()
     alone = zip(*(t.split(lengths) for t in leaves[1]), strict=True)
     (torch.cat([by_definition(q, k, v, spec) for q, k, v in alone]) * probe).sum().backward()
     for mine, other in zip(*leaves, strict=True):
@@ -77,7 +83,7 @@ def test_gradients_are_those_of_the_definition():
 
 
 def test_nothing_hidden_needs_no_mask():
-    assert visible(1, 9, True, None, CPU) is None
-    assert visible(4, 4, False, None, CPU) is None
-    assert visible(1, 9, True, 9, CPU) is None
-    assert visible(1, 9, True, 8, CPU) is not None
+    assert visible(1, 9, Question(1.0), CPU) is None
+    assert visible(4, 4, Question(1.0, causal=False), CPU) is None
+    assert visible(1, 9, Question(1.0, window=9), CPU) is None
+    assert visible(1, 9, Question(1.0, window=8), CPU) is not None

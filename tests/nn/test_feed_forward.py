@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 
-from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward, FeedForwardSpec
+from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward, FeedForwardSpec, gated
 
 DEFINITIONS = {
     "silu": lambda x: x / (1 + math.exp(-x)),
     "gelu": lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2))),
     "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0.0),
+    "relu2": lambda x: max(x, 0.0) ** 2,
+    "tanh": math.tanh,
 }
 
 
@@ -39,3 +42,17 @@ def test_the_layer_is_the_formula(gated, bias):
     expected = linear("down", opened * linear("up", x_TD) if gated else opened)
     torch.testing.assert_close(layer(x_TD), expected)
     assert any("bias" in name for name in w) == bias
+
+
+def test_the_clamped_gate_is_the_formula():
+    """Gates from above, the other half from both sides; where it is clamped there is no gradient."""
+    gate = torch.tensor([-9.0, -9.0, 9.0, 9.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
+    up = torch.tensor([-9.0, 1.0, 9.0, 1.0, -9.0, 1.0], dtype=torch.float64, requires_grad=True)
+    made = gated(torch.tanh, gate, up, 3.0)
+    expected = [
+        math.tanh(min(g, 3)) * (min(max(u, -3), 3) + 1) for g, u in zip(gate.tolist(), up.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(made, torch.tensor(expected, dtype=torch.float64))
+    made.sum().backward()
+    assert [g != 0 for g in gate.grad.tolist()] == [True, True, False, False, True, True]
+    assert [u != 0 for u in up.grad.tolist()] == [False, True, False, True, False, True]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cutaway.errors import CutawayError
 from cutaway.nn.norms import NormSpec, make_norm
 from kit.proofs import PROOFS
+from kit.proofs.norms import PROOFS as NORM_PROOFS
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -47,3 +49,27 @@ def test_a_fresh_norm_leaves_the_scale_to_its_weight(unit_offset):
 
 def test_bfloat16_rounds_where_transformers_rounds():
     PROOFS["bfloat16 norms"]()
+
+
+@pytest.mark.parametrize("name", [name for name in NORM_PROOFS if "norm" in name])
+def test_batch_norm_and_norms_without_bias(name):
+    NORM_PROOFS[name]()
+
+
+def test_batch_norm_takes_the_heads_of_all_tokens_together():
+    x_THK = drawn(6, 3, 8)
+    norm = make_norm(NormSpec("batch", 1e-9), 8).double()
+    torch.testing.assert_close(norm(x_THK).mean((0, 1)), torch.zeros(8).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(norm(x_THK).var((0, 1), correction=0), torch.ones(8).double())
+
+
+def test_one_token_has_no_variance():
+    norm = make_norm(NormSpec("batch", 1e-5), 8)
+    with pytest.raises(CutawayError, match="no variance"):
+        norm(torch.ones(1, 8))
+    assert norm.eval()(torch.ones(1, 8)).shape == (1, 8)
+
+
+def test_without_a_spec_nothing_is_normalized():
+    x_TD = drawn(5, 24)
+    assert make_norm(None, 24)(x_TD) is x_TD

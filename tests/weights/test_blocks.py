@@ -75,7 +75,7 @@ def test_decodes_adversarial_bytes(name: str, fill: int) -> None:
     """Codes at their ends under every kind of scale: each two bytes in turn are ±0, ±1, ±inf, tiny, huge."""
     form = blocks.FORMATS[name]
     halves = torch.tensor([0.0, -0.0, 1.0, -1.0, 65504, 6e-8, float("inf"), float("-inf")], dtype=torch.float16)
-    raw = torch.full((len(halves) * form.bytes // 2, form.bytes), fill, dtype=torch.uint8)
+    raw = torch.full((len(halves) * (form.bytes // 2), form.bytes), fill, dtype=torch.uint8)
     for row in range(len(raw)):
         at = row // len(halves) * 2
         raw[row, at : at + 2] = halves[row % len(halves), None].view(torch.uint8)

@@ -1,47 +1,62 @@
 """The key/value cache: what attention needs of earlier tokens, kept instead of computed again.
 
-Only K and V are kept: a later token asks with its own query, and an earlier token's query is not asked again.
+Only K and V are kept: a later token asks with its own query, and an earlier token's query is not asked again. Latent
+attention keeps one vector for both; a recurrent mixer keeps a state; cross-attention keeps the source's K and V.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.models.spec import Spec
-from cutaway.nn.attention import AttentionSpec, attend
+from cutaway.nn.attention import Project, Question, attend
 
 
 class KVCache:
-    """Keys and values of one sequence, per layer a pair of [G, capacity, K] buffers that double when full."""
+    """What one sequence remembers: per layer the buffers [G, capacity, K] that its attention asks for.
+
+    Buffers double when full. memory_SD: the hidden states of the sequence's source, in an encoder-decoder.
+    """
 
     def __init__(self, spec: Spec, dtype: torch.dtype, device: torch.device, capacity: int = 256) -> None:
-        self.pairs = [
-            tuple(torch.empty(a.kv_heads, capacity, a.head_dim, dtype=dtype, device=device) for _ in "kv")
-            for a in (layer.attention for layer in spec.layers)
+        self.buffers = [
+            [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in layer.attention.cached]
+            for layer in spec.layers
         ]
+        self.memory_SD: Tensor | None = None
+        self.sources: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states: dict[int, Any] = {}
 
-    def put(self, layer: int, start: int, k_TGK: Tensor, v_TGK: Tensor) -> None:
-        """Store T tokens' keys and values at positions start, start + 1, ..."""
-        end = start + len(k_TGK)
-        for buffer in self.pairs[layer]:
-            if end > buffer.shape[1]:
-                self._grow(layer, max(end, 2 * buffer.shape[1]))
-        for buffer, new_TGK in zip(self.pairs[layer], (k_TGK, v_TGK), strict=True):
-            buffer[:, start:end] = new_TGK.transpose(0, 1)
+    def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
+        """Store what T tokens at positions start, start + 1, ... leave behind."""
+        end = start + len(rows_TGK[0])
+        buffers = self.buffers[layer]
+        for i, new_TGK in enumerate(rows_TGK):
+            if end > buffers[i].shape[1]:
+                buffers[i] = _larger(buffers[i], max(end, 2 * buffers[i].shape[1]))
+            buffers[i][:, start:end] = new_TGK.transpose(0, 1)
 
-    def get(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of positions first ... end - 1, as views [G, S, K]."""
-        keys, values = self.pairs[layer]
-        return keys[:, first:end], values[:, first:end]
+    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
+        """What is kept of positions first ... end - 1, as views [G, S, K]."""
+        return [buffer[:, first:end] for buffer in self.buffers[layer]]
 
-    def _grow(self, layer: int, capacity: int) -> None:
-        def larger(buffer: Tensor) -> Tensor:
-            fresh = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
-            fresh[:, : buffer.shape[1]] = buffer
-            return fresh
+    def source(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, [G, S, K]: computed when first asked for, then kept."""
+        if layer not in self.sources:
+            assert self.memory_SD is not None, "cross-attention needs the source's hidden states"
+            k_SGK, v_SGK = project(self.memory_SD)
+            self.sources[layer] = k_SGK.transpose(0, 1), v_SGK.transpose(0, 1)
+        return self.sources[layer]
 
-        self.pairs[layer] = tuple(larger(buffer) for buffer in self.pairs[layer])
+
+def _larger(buffer: Tensor, capacity: int) -> Tensor:
+    fresh = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
+    fresh[:, : buffer.shape[1]] = buffer
+    return fresh
 
 
 Span = tuple[KVCache, int, int]  # n new tokens at positions start ... start + n - 1, after those in the cache
@@ -50,19 +65,44 @@ Span = tuple[KVCache, int, int]  # n new tokens at positions start ... start + n
 class Spans:
     """The context of a step: a span of new tokens for each sequence."""
 
+    remembers = True
+
     def __init__(self, spans: list[Span]) -> None:
         self.spans = spans
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spec: AttentionSpec) -> Tensor:
+    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor | None, question: Question) -> Tensor:
         """Remember the new keys and values, then let each sequence's queries look at all of its own."""
-        lengths = [n for _, _, n in self.spans]
-        parts = zip(*(t.split(lengths) for t in (q_THK, k_TGK, v_TGK)), strict=True)
-        return torch.cat([self._one(layer, s, qkv, spec) for s, qkv in zip(self.spans, parts, strict=True)])
+        kept = (k_TGK,) if v_TGK is None else (k_TGK, v_TGK)
+        return self._each(lambda span, q, *new: self._one(layer, span, q, new, question), q_THK, *kept)
 
-    def _one(self, layer: int, span: Span, qkv: tuple[Tensor, ...], spec: AttentionSpec) -> Tensor:
-        q_QHK, k_QGK, v_QGK = qkv
+    def recall(self, layer: int, q_THK: Tensor, project: Project, question: Question) -> Tensor:
+        """Let each sequence's queries look at its source, whose keys and values are computed once."""
+
+        def one(span: Span, q_QHK: Tensor) -> Tensor:
+            k_GSK, v_GSK = span[0].source(layer, project)
+            return attend(q_QHK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], question)[0].transpose(0, 1)
+
+        return self._each(one, q_THK)
+
+    def scan(self, layer: int, step: Callable[..., tuple[Tensor, Any]], *parts: Tensor) -> Tensor:
+        """Go on from each sequence's state and keep the new one."""
+
+        def one(span: Span, *new: Tensor) -> Tensor:
+            out, span[0].states[layer] = step(span[0].states.get(layer), *new)
+            return out
+
+        return self._each(one, *parts)
+
+    def _each(self, one: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+        """`one(span, *its rows of each part)` for every span, laid end to end."""
+        rows = zip(*(part.split([n for _, _, n in self.spans]) for part in parts), strict=True)
+        return torch.cat([one(span, *row) for span, row in zip(self.spans, rows, strict=True)])
+
+    def _one(self, layer: int, span: Span, q_QHK: Tensor, new: tuple[Tensor, ...], question: Question) -> Tensor:
         cache, start, n = span
-        cache.put(layer, start, k_QGK, v_QGK)
-        first = 0 if spec.window is None else max(0, start - spec.window + 1)
-        k_GSK, v_GSK = cache.get(layer, first, start + n)
-        return attend(q_QHK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], spec)[0].transpose(0, 1)
+        cache.put(layer, start, *new)
+        window = None if question.anchors else question.window  # anchors keep the first tokens in sight
+        first = 0 if window is None else max(0, start - window + 1)
+        k_GSK, *values = cache.get(layer, first, start + n)
+        v_GSK = values[0] if values else k_GSK[..., : question.values]
+        return attend(q_QHK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], question)[0].transpose(0, 1)

@@ -12,7 +12,7 @@ from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import sample
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.errors import CutawayError
-from cutaway.models.decoder import Decoder
+from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.text.tokenizer import Tokenizer
 
 
@@ -45,11 +45,16 @@ class Engine:
     def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()) -> Sequence:
         """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`.
 
+        An encoder-decoder reads the prompt with its encoder, and begins its reply after its start token.
         kept: tokens that the reply begins with; they count as its own, in max_tokens too.
         """
-        reply = [*kept]
-        self.check(prompt + reply)
-        return Sequence(prompt, params, self.tokenizer, max(trace, params.top_logprobs), reply)
+        reply, trace = [*kept], max(trace, params.top_logprobs)
+        if not isinstance(self.model, EncoderDecoder):
+            self.check(prompt + reply)
+            return Sequence(prompt, params, self.tokenizer, trace, reply)
+        self.check(prompt)
+        self.check([start := self.model.spec.start, *reply])
+        return Sequence([start], params, self.tokenizer, trace, reply, source=prompt)
 
     def check(self, prompt: list[int]) -> None:
         """Errors: no tokens, no room for a reply in the context (`TooLong`), ids beyond the vocabulary."""
@@ -116,8 +121,12 @@ class Engine:
         return spans
 
     def _cache(self, sequence: Sequence) -> KVCache:
+        """What the sequence remembers; at first nothing but its source, read whole."""
         if sequence.cache is None:
             sequence.cache = KVCache(self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64)
+            if isinstance(self.model, EncoderDecoder):
+                source_M = torch.tensor(sequence.source, device=self.model.device)
+                sequence.cache.memory_SD = self.model.encode(source_M, [len(source_M)])
         return sequence.cache
 
     def _advance(self, sequence: Sequence, logits_V: torch.Tensor) -> Event:

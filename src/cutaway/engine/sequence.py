@@ -30,6 +30,7 @@ class Sequence:
 
     trace: how many alternatives each choice describes. text: the reply's. sent: how many of its characters
     are released; the others might still become part of a stop string. finish: as in `Event`, or "abort".
+    source: what the encoder reads, in an encoder-decoder; the prompt is then its start token.
     """
 
     prompt: list[int]
@@ -42,6 +43,7 @@ class Sequence:
     finish: str | None = None
     text: str = ""
     sent: int = 0
+    source: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.decoder = self.tokenizer.stream(continuing=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.labs.evidence import Axis, Cell, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
-from cutaway.nn.attention import AttentionSpec, attend, attention_weights, visible
+from cutaway.nn.attention import AttentionSpec, Question, attend, attention_weights
 
 Vectors = list[tuple[float, float]]
 
@@ -114,9 +114,8 @@ def flat(rows: list[list[list[Cell]]]) -> list[float]:
 
 def written_out(causal: bool, scale: float) -> list[float]:
     """The same outputs by `cutaway.nn.attention`."""
-    q_QHK, k_SGK, v_SGK = (torch.tensor(x, dtype=torch.float64)[:, None] for x in (QUERIES, KEYS, VALUES))
-    mask_QS = visible(len(QUERIES), len(KEYS), causal, None, q_QHK.device)
-    return (attention_weights(q_QHK, k_SGK, scale, mask_QS)[0] @ v_SGK[:, 0]).flatten().tolist()
+    q_HQK, k_GSK, v_GSK = (torch.tensor(x, dtype=torch.float64)[None] for x in (QUERIES, KEYS, VALUES))
+    return (attention_weights(q_HQK, k_GSK, Question(scale, causal)) @ v_GSK).flatten().tolist()
 
 
 def differences(run: Run) -> Iterator[float]:
@@ -129,9 +128,9 @@ def differences(run: Run) -> Iterator[float]:
                 for heads, n in ((spec.heads, queries), (spec.kv_heads, keys), (spec.kv_heads, keys))
             ]
             upstream = torch.randn(1, spec.heads, queries, spec.head_dim, generator=generator, dtype=torch.float64)
-            wanted, fused, spelled = (with_gradients(way(*inputs, spec), inputs, upstream) for way in WAYS)
+            wanted, kernel, spelled = (with_gradients(way(*inputs, spec), inputs, upstream) for way in WAYS)
             yield from (
-                float((a - b).abs().max()) for found in (fused, spelled) for a, b in zip(found, wanted, strict=True)
+                float((a - b).abs().max()) for found in (kernel, spelled) for a, b in zip(found, wanted, strict=True)
             )
 
 
@@ -151,12 +150,21 @@ def sees(query: int, key: int, spec: AttentionSpec) -> bool:
 
 def spelled_out(q_BHQK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, spec: AttentionSpec) -> Tensor:
     """`attention_weights`, then the mix of the values, for one sequence."""
-    mask_QS = visible(q_BHQK.shape[2], k_BGSK.shape[2], spec.causal, spec.window, q_BHQK.device)
-    weights_HQS = attention_weights(q_BHQK[0].transpose(0, 1), k_BGSK[0].transpose(0, 1), spec.scale, mask_QS)
-    return (weights_HQS @ v_BGSK[0].repeat_interleave(spec.heads // spec.kv_heads, 0))[None]
+    weights_BHQS = attention_weights(q_BHQK, k_BGSK, question_of(spec))
+    return weights_BHQS @ v_BGSK.repeat_interleave(spec.heads // spec.kv_heads, 1)
 
 
-WAYS: tuple[Callable[..., Tensor], ...] = (reference, attend, spelled_out)
+def fused(q_BHQK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, spec: AttentionSpec) -> Tensor:
+    """`attend`, which layers use."""
+    return attend(q_BHQK, k_BGSK, v_BGSK, question_of(spec))
+
+
+def question_of(spec: AttentionSpec) -> Question:
+    """What a layer with this spec asks."""
+    return Question(spec.scale, spec.causal, spec.window)
+
+
+WAYS: tuple[Callable[..., Tensor], ...] = (reference, fused, spelled_out)
 
 
 def with_gradients(out: Tensor, inputs: list[Tensor], upstream: Tensor) -> list[Tensor]:

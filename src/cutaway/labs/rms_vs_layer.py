@@ -79,7 +79,7 @@ def rms_vs_layer(
     small = {kind: small_spec(norm=NormSpec(kind, EPS), width=width, layers=layers) for kind in KINDS}
     for seed in range(run.seed, run.seed + seeds):
         for kind in KINDS:
-            trained[kind].append(train(small[kind], steps, seed, run))
+            trained[kind].append(train(kind, small[kind], steps, seed, run))
     pairs += compared(small, trained)
     pairs += [
         Pair(f"loss of the trained model: {k}", "nats/token", found.loss, loss) for k, loss in found.centered.items()
@@ -265,15 +265,13 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train(spec: Spec, steps: int, seed: int, run: Run) -> Trained:
+def train(kind: Kind, spec: Spec, steps: int, seed: int, run: Run) -> Trained:
     """Train on nine tenths of the text, test on the rest."""
     text, model = prose(), fresh(spec, seed)
     cut = len(text) * 9 // 10
     learned, test = (next_bytes(part, LENGTH, ROWS) for part in (text[:cut], text[cut:]))
-    note = f"training with {spec.layers[0].norm.kind} norm"
-    fitted = fit(
-        model.parameters(), lambda generator: batch_loss(model, learned(generator)), steps, run, note, seed=seed
-    )
+    note = f"training with {kind} norm"
+    fitted = fit(model.parameters(), lambda draws: batch_loss(model, learned(draws)), steps, run, note, seed=seed)
     return Trained(held_out(model, test, max(4, steps // 10)), fitted.seconds)
 
 

@@ -20,7 +20,7 @@ from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Tabl
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
-from cutaway.nn.attention import AttentionSpec, BlockDiagonal, visible
+from cutaway.nn.attention import BlockDiagonal, Question, visible
 
 MINIMUM_KEYS = 16  # rows of a causal model that see fewer keys say little about how sharp attention is
 
@@ -113,17 +113,18 @@ class Watched(BlockDiagonal):
         self.scaled, self.upstream_S = scaled, upstream_S
         self.layers: list[Sharpness] = []
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spec: AttentionSpec) -> Tensor:
+    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor | None, question: Question) -> Tensor:
         """See `Context.attend`."""
-        spec = spec if self.scaled else replace(spec, scale=1.0)
-        k_THK = k_TGK.repeat_interleave(spec.heads // spec.kv_heads, dim=1)
-        scores_HTS = torch.einsum("thk,shk->hts", q_THK, k_THK) * spec.scale
-        mask_TS = visible(len(q_THK), len(k_TGK), spec.causal, spec.window, q_THK.device)
+        question = question if self.scaled else replace(question, scale=1.0)
+        heads = q_THK.shape[1]
+        k_THK = k_TGK.repeat_interleave(heads // k_TGK.shape[1], dim=1)
+        scores_HTS = torch.einsum("thk,shk->hts", q_THK, k_THK) * question.scale
+        mask_TS = visible(len(q_THK), len(k_TGK), question, q_THK.device)
         seen_TS = torch.ones_like(scores_HTS[0], dtype=torch.bool) if mask_TS is None else mask_TS
         rows = slice(MINIMUM_KEYS, None)
-        seen_RS = seen_TS[rows].expand(spec.heads, -1, -1).flatten(0, 1)
+        seen_RS = seen_TS[rows].expand(heads, -1, -1).flatten(0, 1)
         self.layers.append(sharpness(scores_HTS[:, rows].flatten(0, 1).detach(), seen_RS, self.upstream_S))
-        return super().attend(layer, q_THK, k_TGK, v_TGK, spec)
+        return super().attend(layer, q_THK, k_TGK, v_TGK, question)
 
 
 @torch.inference_mode()

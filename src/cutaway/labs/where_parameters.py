@@ -91,7 +91,8 @@ def where_parameters(
 
 def in_file(checkpoint: Checkpoint) -> int:
     """Numbers in the tensors that the model is made from, by the shapes the file declares."""
-    return sum(math.prod(checkpoint.shapes[name]) for name in {row.theirs for row in checkpoint.bindings.values()})
+    names = {name for binding in checkpoint.bindings.values() for name in binding.theirs}
+    return sum(math.prod(checkpoint.shapes[name]) for name in names)
 
 
 def by_group(cost: Cost) -> dict[str, int]:

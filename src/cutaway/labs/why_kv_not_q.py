@@ -28,7 +28,7 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, Cached, decoder, reading, subject
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
-from cutaway.nn.attention import AttentionSpec, attention_weights, visible
+from cutaway.nn.attention import Question, attention_weights
 
 Memory = dict[str, list[Tensor]]
 """q, k and v of the tokens so far: per name and layer [T, heads, K]."""
@@ -90,15 +90,16 @@ class Grid:
         self.memory, self.change = memory, change
         self.fresh: Memory = {"q": [], "k": [], "v": []}
 
-    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, spec: AttentionSpec) -> Tensor:
+    def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor | None, question: Question) -> Tensor:
         """See `Context.attend`."""
-        q_SHK, k_SGK, v_SGK = (
-            self._with_past(name, layer, new) for name, new in (("q", q_THK), ("k", k_TGK), ("v", v_TGK))
+        assert v_TGK is not None, "latent attention has no keys and values to delete one by one"
+        q_HSK, k_GSK, v_GSK = (
+            self._with_past(name, layer, new).transpose(0, 1)
+            for name, new in (("q", q_THK), ("k", k_TGK), ("v", v_TGK))
         )
-        mask_SS = visible(len(q_SHK), len(k_SGK), spec.causal, spec.window, q_SHK.device)
-        weights_HSS = attention_weights(q_SHK, k_SGK, spec.scale, mask_SS)
-        v_SHK = v_SGK.repeat_interleave(spec.heads // spec.kv_heads, dim=1)
-        return torch.einsum("hqs,shk->qhk", weights_HSS, v_SHK)[-len(q_THK) :]
+        weights_HSS = attention_weights(q_HSK, k_GSK, question)
+        v_HSK = v_GSK.repeat_interleave(len(q_HSK) // len(v_GSK), dim=0)
+        return (weights_HSS @ v_HSK).transpose(0, 1)[-len(q_THK) :]
 
     def _with_past(self, name: str, layer: int, new: Tensor) -> Tensor:
         past = self.memory[name][layer] if self.memory else new[:0]
@@ -153,11 +154,11 @@ class Tallied(KVCache):
 
     read = 0
 
-    def get(self, layer: int, first: int, end: int) -> tuple[Tensor, Tensor]:
+    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
         """See `KVCache.get`."""
-        keys, values = super().get(layer, first, end)
-        self.read += keys.nbytes
-        return keys, values
+        views = super().get(layer, first, end)
+        self.read += views[0].nbytes
+        return views
 
 
 def engine_greedy(model: Decoder, prompt_T: Tensor, count: int) -> tuple[list[int], Traffic]:
@@ -169,7 +170,7 @@ def engine_greedy(model: Decoder, prompt_T: Tensor, count: int) -> tuple[list[in
     for _ in range(count):
         read = cache.read
         tokens.append(int(cached.logits(torch.tensor(tokens)).argmax()))
-    held = sum(buffer.nbytes for pair in cache.pairs for buffer in pair) / capacity
+    held = sum(buffer.nbytes for buffers in cache.buffers for buffer in buffers) / capacity
     return tokens[len(prompt_T) :], Traffic(held, cache.read - read)
 
 

@@ -1,7 +1,7 @@
 """The anatomy of a model: its real module tree, each part with shapes, parameters, FLOPs, bytes and its code.
 
-A node is a module, or one of three mechanisms that hold no tensors and so are no modules: rotation, the
-attention that a context answers, and a tied head. Children stand in the order in which a token passes them.
+A node is a module, or one of two mechanisms that hold no tensors and so are no modules: rotation and the
+attention that a context answers. Children stand in the order in which a token passes them.
 
 Shapes: T tokens, S keys that are seen, R rows whose logits are wanted, B sequences; then heads, widths.
 """
@@ -20,22 +20,21 @@ from torch import nn
 import cutaway
 from cutaway.models.block import Block, Stack
 from cutaway.models.cost import pairs
-from cutaway.models.decoder import Decoder
+from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
-from cutaway.nn.attention import Attention, AttentionSpec, attend
+from cutaway.models.spec import MixerSpec
+from cutaway.nn.attention import Attention, CrossAttention, attend
 from cutaway.nn.embedding import Embedding
 from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward
+from cutaway.nn.heads import Head, TaskHead
+from cutaway.nn.latent import LatentAttention
 from cutaway.nn.norms import LayerNorm, RMSNorm
 from cutaway.nn.positions import rotate
 
 PACKAGE = Path(cutaway.__file__).parent
-PASSED = {  # the order in which a token passes the parts of a block, and of attention
-    "pre": ("attention_norm", "attention", "ffn_norm", "ffn"),
-    "post": ("attention", "attention_norm", "ffn", "ffn_norm"),
-    "sandwich": ("attention_norm", "attention", "attention_post_norm", "ffn_norm", "ffn", "ffn_post_norm"),
-    "attention": ("q", "k", "v", "q_norm", "k_norm", "out"),
-}
-KINDS = {rotate: "Rope", attend: "Attend", Decoder.logits: "Head"}  # a module's kind is its class
+PARTS = ("attention", "cross", "ffn")  # of a block, each with its norms around it
+ATTENTION = ("q_down", "q_norm", "q", "k", "v", "kv_down", "kv_norm", "kv_up", "k_norm", "out")
+KINDS = {rotate: "Rope", attend: "Attend"}  # a module's kind is its class
 
 
 class Code(NamedTuple):
@@ -111,7 +110,8 @@ class Anatomist:
         return self._module("", self.model)
 
     def _module(self, path: str, module: nn.Module) -> Node:
-        role = ROLES[type(module)](module, path, self.model)
+        width = self.model.spec.width
+        role = ROLES[type(module)](module, path, self.model) if type(module) in ROLES else _rows(width, width)
         return self._node(
             path,
             type(module),
@@ -124,15 +124,12 @@ class Anatomist:
     def _children(self, path: str, module: nn.Module) -> Iterator[Node]:
         parts = dict(module.named_children())
         for name in _order(module, list(parts)):
-            if isinstance(module, Attention) and name == "out":
+            if isinstance(module, Attention | LatentAttention) and name == "out":
                 yield from self._question(path, module.spec)
-            yield self._module(f"{path}.{name}".lstrip("."), parts[name])
-        if isinstance(module, Decoder) and module.head is None:
-            width, vocab = module.spec.width, module.spec.vocab
-            role = _rows(width, vocab, "R", tied="embedding.tokens", **{"in": width, "out": vocab})
-            yield self._node("head", Decoder.logits, role, 2 * vocab * width)
+            if any(True for _ in parts[name].parameters()) or isinstance(parts[name], Head):
+                yield self._module(f"{path}.{name}".lstrip("."), parts[name])
 
-    def _question(self, path: str, a: AttentionSpec) -> Iterator[Node]:
+    def _question(self, path: str, a: MixerSpec) -> Iterator[Node]:
         """Between the projections of attention: rotation, and what the context does with q, k and v."""
         q, kv = f"[T, {a.heads}, {a.head_dim}]", f"{a.kv_heads}, {a.head_dim}]"
         if a.rope:
@@ -140,7 +137,7 @@ class Anatomist:
             yield self._node(f"{path}.rope", rotate, Role(shapes, shapes, asdict(a.rope)))
         seen = pairs(a, 1, self.context - 1)
         role = Role(f"q {q}, k and v [S, {kv}", q, {"keys": seen, "window": a.window, "causal": a.causal})
-        yield self._node(f"{path}.attend", attend, role, 4 * a.heads * a.head_dim * seen)
+        yield self._node(f"{path}.attend", attend, role, 2 * a.per_pair * seen)
 
     def _node(
         self,
@@ -174,13 +171,22 @@ class Anatomist:
 
     @cached_property
     def _flops(self) -> dict[str, int]:
-        """Of the modules that multiply, 2 per weight."""
-        return {p.module: 2 * p.weights for p in self.model.cost.parts if p.use in ("multiply", "rows")}
+        """Of the modules that multiply, 2 per weight; a tied head multiplies with the embedding's."""
+        spec, parts = self.model.spec, self.model.cost.parts
+        found = {p.module: int(2 * p.weights * p.active * p.times) for p in parts if p.use in ("multiply", "rows")}
+        tied = {"head": 2 * spec.vocab * (spec.embedding.width or spec.width)} if spec.head and spec.head.tied else {}
+        return found | tied
 
 
 def _order(module: nn.Module, names: list[str]) -> list[str]:
-    if isinstance(module, Block | Attention):
-        passed = PASSED["attention" if isinstance(module, Attention) else module.placement]
+    """The order in which a token passes the parts."""
+    if isinstance(module, Attention | LatentAttention):
+        early = ATTENTION if isinstance(module, LatentAttention) else ("q", "k", "v", "q_norm", "k_norm", "out")
+        return [name for name in early if name in names]
+    if isinstance(module, Block):
+        norm_first = module.spec.placement in ("pre", "sandwich")
+        around = [(f"{p}_norm", p) if norm_first else (p, f"{p}_norm") for p in PARTS]
+        passed = [name for p, pair in zip(PARTS, around, strict=True) for name in (*pair, f"{p}_post_norm")]
         return [name for name in passed if name in names]
     return names
 
@@ -210,6 +216,17 @@ def _attention(module: Attention, width: int) -> Role:
     return _rows(width, width, **detail)
 
 
+def _plain(spec: Any) -> dict[str, Any]:
+    """The fields of a spec that are plain values."""
+    return {name: value for name, value in vars(spec).items() if isinstance(value, int | float | str)}
+
+
+def _head(module: Head, model: Stack) -> Role:
+    rows, vocab = model.spec.embedding.width or model.spec.width, model.spec.vocab
+    tied = {"tied": "embedding.tokens"} if module.spec.tied else {}
+    return _rows(model.spec.width, vocab, "R", **tied, **{"in": rows, "out": vocab})
+
+
 def _feed_forward(module: FeedForward, width: int) -> Role:
     activation = next(name for name, function in ACTIVATIONS.items() if function is module.activation)
     hidden = module.up.out_features
@@ -228,12 +245,17 @@ def _norm(module: RMSNorm | LayerNorm, path: str, model: Stack) -> Role:
 # module class -> its role, from the module, its path and the model
 ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     Decoder: lambda m, path, model: _stack(m, f"[R, {m.spec.vocab}]"),
+    EncoderDecoder: lambda m, path, model: _stack(m, f"[R, {m.spec.vocab}]"),
     Encoder: lambda m, path, model: _stack(m, f"[B, {m.spec.width}]"),
     nn.ModuleList: lambda m, path, model: _rows(model.spec.width, model.spec.width, layers=len(m)),
-    Block: lambda m, path, model: _rows(model.spec.width, model.spec.width, placement=m.placement),
-    Embedding: lambda m, path, model: Role("[T]", f"[T, {model.spec.width}]", {"scale": m.scale}),
+    Block: lambda m, path, model: _rows(model.spec.width, model.spec.width, placement=m.spec.placement),
+    Embedding: lambda m, path, model: Role("[T]", f"[T, {model.spec.width}]", {"scale": m.spec.scale}),
     nn.Embedding: lambda m, path, model: Role("[T]", f"[T, {m.embedding_dim}]", {"rows": m.num_embeddings}),
     Attention: lambda m, path, model: _attention(m, model.spec.width),
+    CrossAttention: lambda m, path, model: _attention(m, model.spec.width),
+    LatentAttention: lambda m, path, model: _rows(model.spec.width, model.spec.width, **_plain(m.spec)),
+    Head: lambda m, path, model: _head(m, model),
+    TaskHead: lambda m, path, model: _rows(model.spec.width, m.spec.labels, "B", **_plain(m.spec)),
     FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),
     RMSNorm: _norm,
     LayerNorm: _norm,

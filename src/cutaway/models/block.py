@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cutaway.models.cost import Cost
-from cutaway.models.spec import LayerSpec, Spec
-from cutaway.nn.attention import Attention, AttentionSpec, Context
+from cutaway.models.spec import FeedSpec, LayerSpec, MixerSpec, Spec
+from cutaway.nn.attention import Attention, AttentionSpec, Context, CrossAttention, Place
+from cutaway.nn.dropout import dropout
 from cutaway.nn.embedding import Embedding
-from cutaway.nn.feed_forward import FeedForward
+from cutaway.nn.experts import Experts, ExpertsSpec
+from cutaway.nn.feed_forward import FeedForward, FeedForwardSpec
+from cutaway.nn.heads import Head, TaskHead
+from cutaway.nn.latent import LatentAttention, LatentSpec
 from cutaway.nn.norms import make_norm
+from cutaway.nn.position_bias import make_bias
 from cutaway.nn.positions import Rotation, rotation
+
+MIXERS: dict[type, Callable[[int, Any], nn.Module]] = {AttentionSpec: Attention, LatentSpec: LatentAttention}
+FEEDS: dict[type, Callable[[int, Any], nn.Module]] = {FeedForwardSpec: FeedForward, ExpertsSpec: Experts}
+
+
+def make_attention(width: int, spec: MixerSpec) -> nn.Module:
+    """The module that `spec` describes: forward(x_TD, layer, place, context) -> x_TD."""
+    return MIXERS[type(spec)](width, spec)
+
+
+def make_ffn(width: int, spec: FeedSpec) -> nn.Module:
+    """The module that `spec` describes: forward(x_TD) -> x_TD."""
+    return FEEDS[type(spec)](width, spec)
 
 
 class Block(nn.Module):
@@ -21,38 +40,62 @@ class Block(nn.Module):
 
     x ──┬─ norm ─ attention ─ (norm) ─(+)─┬─ norm ─ ffn ─ (norm) ─(+)── x      pre, (sandwich)
         └──────────────────────────────┘  └─────────────────────┘
+
+    In a decoder with a source, cross-attention stands between the two.
     """
 
     def __init__(self, width: int, spec: LayerSpec) -> None:
         super().__init__()
-        self.placement = spec.placement
-        self.attention_norm = make_norm(spec.norm, width)
-        self.attention = Attention(width, spec.attention)
+        self.spec = spec
+        self.attention_norm = make_norm(None if spec.bare else spec.norm, width)
+        self.attention = make_attention(width, spec.attention)
+        self.cross_norm = make_norm(spec.norm, width) if spec.cross else None
+        self.cross = CrossAttention(width, spec.cross) if spec.cross else None
         self.ffn_norm = make_norm(spec.norm, width)
-        self.ffn = FeedForward(width, spec.ffn)
+        self.ffn = make_ffn(width, spec.ffn)
         sandwich = spec.placement == "sandwich"
         self.attention_post_norm = make_norm(spec.norm, width) if sandwich else None
         self.ffn_post_norm = make_norm(spec.norm, width) if sandwich else None
 
-    def forward(self, x_TD: Tensor, layer: int, turn: Rotation | None, context: Context) -> Tensor:
-        if self.placement == "post":
-            x_TD = self.attention_norm(x_TD + self.attention(x_TD, layer, turn, context))
-            return self.ffn_norm(x_TD + self.ffn(x_TD))
-        moved_TD = self.attention(self.attention_norm(x_TD), layer, turn, context)
-        x_TD = x_TD + (moved_TD if self.attention_post_norm is None else self.attention_post_norm(moved_TD))
-        made_TD = self.ffn(self.ffn_norm(x_TD))
-        return x_TD + (made_TD if self.ffn_post_norm is None else self.ffn_post_norm(made_TD))
+    def forward(self, x_TD: Tensor, layer: int, place: Place, context: Context) -> Tensor:
+        x_TD = self._around(
+            x_TD, lambda x: self.attention(x, layer, place, context), self.attention_norm, self.attention_post_norm
+        )
+        if self.cross is not None and self.cross_norm is not None:
+            cross = self.cross
+            x_TD = self._around(x_TD, lambda x: cross(x, layer, context), self.cross_norm)
+        return self._around(x_TD, self.ffn, self.ffn_norm, self.ffn_post_norm)
+
+    def _around(
+        self, x_TD: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, post_norm: nn.Module | None = None
+    ) -> Tensor:
+        """One sublayer f and its place beside the residual stream; see `LayerSpec.placement`."""
+        placement, keep = self.spec.placement, self.spec.residual
+        kept_TD = x_TD if keep == 1.0 else keep * x_TD
+        if placement in ("post", "after"):
+            made_TD = self._dropped(f(x_TD))
+            return norm(kept_TD + made_TD) if placement == "post" else kept_TD + norm(made_TD)
+        made_TD = f(norm(x_TD))
+        return kept_TD + self._dropped(made_TD if post_norm is None else post_norm(made_TD))
+
+    def _dropped(self, x_TD: Tensor) -> Tensor:
+        return dropout(x_TD, self.spec.dropout) if self.training and self.spec.dropout else x_TD
 
 
 class Stack(nn.Module):
-    """Embedding, blocks and final norm: tokens_T -> hidden_TD. What `Decoder` and `Encoder` have in common."""
+    """Embedding, blocks and final norm: tokens_T -> hidden_TD; what `Decoder` and `Encoder` have in common."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = Embedding(spec.vocab, spec.width, spec.embedding)
-        self.layers = nn.ModuleList(Block(spec.width, layer) for layer in spec.layers)
+        self.layers = nn.ModuleList(Block(spec.width, layer) for layer in spec.blocks)
         self.final_norm = make_norm(spec.final_norm, spec.width) if spec.final_norm else None
+        bias, heads = spec.position_bias, spec.layers[0].attention.heads
+        self.position_bias = make_bias(bias, heads) if bias else None
+        rows = spec.embedding.width or spec.width
+        self.head = Head(spec.vocab, spec.width, rows, spec.head) if spec.head else None
+        self.task = TaskHead(spec.width, spec.task) if spec.task else None
 
     @property
     def cost(self) -> Cost:
@@ -67,24 +110,38 @@ class Stack(nn.Module):
     def device(self) -> torch.device:
         return self.embedding.tokens.weight.device
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, context: Context) -> Tensor:
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, context: Context, types_T: Tensor | None = None) -> Tensor:
         """Hidden states of a ragged batch, hidden_TD.
 
         tokens_T: ids of all sequences laid end to end. positions_T: each token's place in its own sequence.
         context: answers each layer's attention; it knows where sequences begin and what came before.
+        types_T: the segment of each token, for models with token types.
         """
-        x_TD = self.embedding(tokens_T, positions_T)
-        turns = self._rotations(positions_T, x_TD.dtype)
-        for i, block in enumerate(self.layers):
-            x_TD = block(x_TD, i, turns.get(cast(Block, block).attention.spec.rope), context)
+        return self.transform(self.embedding(tokens_T, positions_T, types_T), positions_T, context)
+
+    def transform(self, x_TD: Tensor, positions_T: Tensor, context: Context) -> Tensor:
+        """From what entered the first block to the hidden states."""
+        for i, place in enumerate(self.places(positions_T, x_TD)):
+            x_TD = self.block(i)(x_TD, i, place, context)
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
 
-    def _rotations(self, positions_T: Tensor, dtype: torch.dtype) -> dict[object, Rotation]:
-        """One table per distinct rope: layers that turn alike share it."""
-        kinds: dict[object, AttentionSpec] = {a.rope: a for a in (layer.attention for layer in self.spec.layers)}
-        return {
-            rope: rotation(a.rope, a.head_dim, positions_T, dtype) for rope, a in kinds.items() if a.rope is not None
+    def block(self, i: int) -> Block:
+        """The block that layer i runs: its own, unless several share one."""
+        return cast(Block, self.layers[self.spec.block_of(i)])
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Unnormalized log-probabilities over the vocabulary, logits_RV, of the rows that somebody will read."""
+        assert self.head is not None, "this model has no language-model head"
+        return self.head(hidden_RD, self.embedding.tokens.weight)
+
+    def places(self, positions_T: Tensor, like: Tensor) -> list[Place]:
+        """What each layer is told about positions; layers that turn alike share one table."""
+        mixers = [layer.attention for layer in self.spec.layers]
+        widths = {a.rope: a.rotated for a in mixers if a.rope}
+        turns: dict[object, Rotation] = {
+            rope: rotation(rope, width, positions_T, like.dtype) for rope, width in widths.items()
         }
+        return [Place(turns.get(a.rope), self.position_bias if a.position_bias else None) for a in mixers]
 
 
 def positions_of(lengths: list[int], device: torch.device | None = None) -> Tensor:

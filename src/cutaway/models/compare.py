@@ -122,9 +122,9 @@ def _rows(x: Any, tokens: int) -> Tensor | None:
 def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, tuple[str, ...]]:
     """Their module -> ours, for every module that holds parameters; a fused one of theirs is several of ours."""
     found = {}
-    for row in rows_of(rows, len(spec.layers)):
+    for row in rows_of(rows, spec):
         ours = tuple(_site(name.rpartition(".")[0], spec) for name in row.ours)
-        found[row.theirs.rpartition(".")[0]] = ours
+        found[row.theirs[0].rpartition(".")[0]] = ours
     return found
 
 

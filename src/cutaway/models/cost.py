@@ -26,8 +26,9 @@ from torch import nn
 
 from cutaway.errors import CutawayError
 from cutaway.models.parts import Part, parts
-from cutaway.models.spec import Spec
+from cutaway.models.spec import FeedSpec, MixerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
+from cutaway.nn.feed_forward import FeedForwardSpec
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STEP = 512  # new tokens that the engine computes at a time; a longer prompt is computed in pieces
@@ -77,12 +78,12 @@ class Cost:
 
     def flops(self, new: int, past: int = 0, rows: int = 0) -> int:
         """FLOPs of computing `new` tokens after `past` remembered ones, with logits for `rows` of them."""
-        attention = sum(4 * a.heads * a.head_dim * pairs(a, new, past) for a in self._attentions)
+        attention = sum(2 * a.per_pair * pairs(a, new, past) for a in self._attentions)
         return 2 * self._multiplied * new + attention + rows * self._head
 
     def per_token(self, context: int) -> list[Term]:
         """FLOPs of generating one token that sees `context` tokens, itself included."""
-        seen = ((4, a.heads, a.head_dim, pairs(a, 1, context - 1)) for a in self._attentions)
+        seen = ((*_scored(a), pairs(a, 1, context - 1)) for a in self._attentions)
         terms = [
             Term("matrices", 2 * self._multiplied, "2·(weights multiplied)", f"2 × {self._multiplied:,}"),
             _sum("attention", "L·4·H·K·min(C, W)", seen),
@@ -97,7 +98,7 @@ class Cost:
     def kv_bytes_per_token(self, dtype: str) -> Term:
         """What one token leaves in the caches of all layers together, as long as no window is full."""
         b = width_of(dtype)
-        return _sum("KV per token", "L·2·G·K·b", ((2, a.kv_heads, a.head_dim, b) for a in self._caching))
+        return _sum("KV per token", self._kept, ((*kept(a), b) for a in self._caching))
 
     def kv_bytes(self, context: int, batch: int, dtype: str) -> Term:
         """Keys and values that `batch` sequences of `context` tokens need; a window bounds a layer's need.
@@ -105,8 +106,8 @@ class Cost:
         What is held can be more: `engine.cache` keeps what has left a window, in buffers that double.
         """
         sizes = (batch, width_of(dtype))
-        kept = ((2, a.kv_heads, a.head_dim, min(context, a.window or context), *sizes) for a in self._caching)
-        return _sum("KV cache", "L·2·G·K·min(C, W)·B·b", kept)
+        seen = ((*kept(a), min(context, a.window or context), *sizes) for a in self._caching)
+        return _sum("KV cache", self._kept.replace("·b", "·min(C, W)·B·b"), seen)
 
     def memory(self, context: int, batch: int, dtype: str, step: int | None = None) -> list[Term]:
         """Bytes to run `batch` sequences of `context` tokens: weights, KV cache, activations, logits, total.
@@ -136,8 +137,8 @@ class Cost:
         it in float32) needs beside them. At another moment: the mask of one sequence.
         """
         width, layers = self.spec.width, self.spec.layers
-        inner = max(max(_inside(layer.attention), 3 * layer.ffn.width, 6 * width) for layer in layers)
-        tables = sum(2 * a.head_dim for a in {a.rope: a for a in self._attentions if a.rope}.values())
+        inner = max(max(_inside(layer.attention), 3 * hidden(layer.ffn), 6 * width) for layer in layers)
+        tables = sum(2 * a.rotated for a in {a.rope: a for a in self._attentions if a.rope}.values())
         mask = max(mask_bytes(a, min(tokens, context), context) for a in self._attentions)
         return Term(
             "activations",
@@ -154,20 +155,27 @@ class Cost:
 
     @cached_property
     def _multiplied(self) -> int:
-        return sum(part.weights for part in self.parts if part.use == "multiply")
+        return int(sum(part.weights * part.active * part.times for part in self.parts if part.use == "multiply"))
 
     @property
-    def _attentions(self) -> list[AttentionSpec]:
+    def _attentions(self) -> list[MixerSpec]:
         return [layer.attention for layer in self.spec.layers]
 
     @property
-    def _caching(self) -> list[AttentionSpec]:
+    def _caching(self) -> list[MixerSpec]:
         """An encoder sees everything at once and keeps nothing."""
-        return self._attentions if self.spec.head else []
+        return [] if self.spec.pooling else self._attentions
+
+    @property
+    def _kept(self) -> str:
+        return "L·(C+R)·b" if any(len(a.cached) == 1 for a in self._caching) else "L·2·G·K·b"
 
     @property
     def _head(self) -> int:
-        return 2 * self.spec.vocab * self.spec.width if self.spec.head else 0
+        """FLOPs of one row of logits. A tied head multiplies with the embedding's rows."""
+        tied = self.spec.vocab * (self.spec.embedding.width or self.spec.width)
+        looked_up = tied if self.spec.head and self.spec.head.tied else 0
+        return 2 * (looked_up + sum(part.weights for part in self.parts if part.use == "rows"))
 
 
 def width_of(dtype: str) -> int:
@@ -177,7 +185,17 @@ def width_of(dtype: str) -> int:
     return BYTES[dtype]
 
 
-def pairs(a: AttentionSpec, new: int, past: int) -> int:
+def kept(a: MixerSpec) -> tuple[int, ...]:
+    """Factors of how many numbers a cache keeps of a token: 2, G, K; or the width of a latent."""
+    return (2, *a.cached[0]) if len(a.cached) == 2 else tuple(width for _, width in a.cached) or (0,)
+
+
+def _scored(a: MixerSpec) -> tuple[int, ...]:
+    """Factors of the FLOPs for each query and key: 4, H, K; or their product, where keys and values differ."""
+    return (4, a.heads, a.head_dim) if a.per_pair == 2 * a.heads * a.head_dim else (2, a.per_pair)
+
+
+def pairs(a: MixerSpec, new: int, past: int) -> int:
     """How many (query, key) pairs `new` tokens after `past` ones make: one for each key that a query may see.
 
     past 2, new 3, window 3      x x x . .
@@ -192,16 +210,26 @@ def pairs(a: AttentionSpec, new: int, past: int) -> int:
     return growing * past + growing * (growing + 1) // 2 + (new - growing) * window
 
 
-def mask_bytes(a: AttentionSpec, queries: int, keys: int) -> int:
+def mask_bytes(a: MixerSpec, queries: int, keys: int) -> int:
     """What `cutaway.nn.attention.visible` takes: 64-bit distances and booleans, both twice for a window."""
     if a.window is not None and a.window < keys:
         return 18 * queries * min(keys, a.window + queries)
     return 9 * queries * keys if a.causal else 0
 
 
-def _inside(a: AttentionSpec) -> int:
+def hidden(f: FeedSpec) -> int:
+    """Hidden units that a token goes through."""
+    if isinstance(f, FeedForwardSpec):
+        return f.width
+    return f.router.top_k * f.expert.width + (f.shared.width if f.shared else 0)
+
+
+def _inside(a: MixerSpec) -> int:
     """Numbers per token that attention holds at its worst moment, counted in the model's dtype."""
-    return (7 if a.qk_norm else 4) * a.heads * a.head_dim + 3 * a.kv_heads * a.head_dim
+    if isinstance(a, AttentionSpec):
+        return (7 if a.qk_norm else 4) * a.heads * a.head_dim + 3 * a.kv_heads * a.head_dim
+    widest = max(a.kv_rank + a.rope_dim, a.head_dim)  # of a query: folded, or plain
+    return 4 * a.heads * widest + 2 * a.heads * a.value_dim + (a.query_rank or 0) + 2 * (a.kv_rank + a.rope_dim)
 
 
 def _parameters(part: Part, count: int) -> Term:

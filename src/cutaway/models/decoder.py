@@ -1,12 +1,29 @@
-"""A decoder-only language model (Radford et al. 2018 and all that followed): hidden states, then logits."""
+"""A decoder-only language model (Radford et al. 2018 and all that followed), and one with a source to read."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutaway.models.block import Stack
-from cutaway.models.spec import Spec
+from cutaway.models.block import Block, Stack, positions_of
+from cutaway.models.encoder import Encoder
+from cutaway.models.spec import LayerSpec, Spec
+from cutaway.nn.attention import BlockDiagonal
+from cutaway.nn.norms import make_norm
+
+
+class Ahead(nn.Module):
+    """Predicts one token further than the module before it (DeepSeek-V3, 2024, arXiv:2412.19437, section 2.2).
+
+    hidden'_t = block(project [norm(embedding of token t+1), norm(hidden_t)])        then the model's own head
+    """
+
+    def __init__(self, spec: Spec, layer: LayerSpec) -> None:
+        super().__init__()
+        self.token_norm = make_norm(spec.final_norm, spec.width)
+        self.hidden_norm = make_norm(spec.final_norm, spec.width)
+        self.project = nn.Linear(2 * spec.width, spec.width, bias=False)
+        self.block = Block(spec.width, layer)
+        self.final_norm = make_norm(spec.final_norm, spec.width)
 
 
 class Decoder(Stack):
@@ -14,9 +31,21 @@ class Decoder(Stack):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        assert spec.head is not None, "a spec without head describes an encoder"
-        self.head = None if spec.head.tied else nn.Linear(spec.width, spec.vocab, bias=False)
+        self.ahead = nn.ModuleList(Ahead(spec, layer) for layer in spec.ahead)
 
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """Unnormalized log-probabilities of the next token, logits_RV."""
-        return F.linear(hidden_RD, self.embedding.tokens.weight) if self.head is None else self.head(hidden_RD)
+
+class EncoderDecoder(Decoder):
+    """A decoder whose layers also attend to a source, read by an encoder (Vaswani et al. 2017; T5, BART).
+
+    Both share the token embedding. `forward` needs a context that holds what `encode` gave.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        assert spec.encoder is not None, "a spec without encoder describes a decoder"
+        self.encoder = Encoder(spec.encoder)
+        self.encoder.embedding.tokens = self.embedding.tokens
+
+    def encode(self, tokens_M: Tensor, lengths: list[int]) -> Tensor:
+        """Hidden states of the sources laid end to end, memory_MD."""
+        return self.encoder(tokens_M, positions_of(lengths, tokens_M.device), BlockDiagonal(lengths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cutaway.models.cost import Cost, Term, width_of
+from cutaway.models.cost import Cost, Term, hidden, width_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def facts(cost: Cost, dtype: str, context: int) -> list[Fact]:
         Fact("heads", _one(a.heads for a in attentions)),
         Fact("kv_heads", _one(a.kv_heads for a in attentions)),
         Fact("head_dim", _one(a.head_dim for a in attentions)),
-        Fact("ffn_width", _one(layer.ffn.width for layer in spec.layers)),
+        Fact("ffn_width", _one(hidden(layer.ffn) for layer in spec.layers)),
         Fact("vocabulary", spec.vocab),
         Fact("context", spec.context),
         Fact("flops_per_token", cost.flops_per_token(context), "FLOP", _spelled(cost.per_token(context))),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.nn.norms import NormSpec, make_norm
+from cutaway.nn.positions import sinusoids
 
 
 @dataclass(frozen=True)
@@ -15,31 +16,42 @@ class EmbeddingSpec:
     """positions: rows of a learned position table (GPT-2, BERT), 0 for none. types: rows of BERT's segment table.
 
     scale: factor on the token rows (Gemma: sqrt(D)). norm: applied to the sum (BERT).
+    first: the row of position 0 (RoBERTa, OPT and BART begin at 2). sinusoidal: waves added instead of a table.
+    width: of the rows, where it is not D: they are then projected to it (ALBERT, arXiv:1909.11942), with a bias or not.
     """
 
     positions: int = 0
     types: int = 0
     scale: float = 1.0
     norm: NormSpec | None = None
+    first: int = 0
+    sinusoidal: bool = False
+    width: int | None = None
+    project_bias: bool = True
 
 
 class Embedding(nn.Module):
-    """tokens_T, positions_T -> x_TD. Every token is taken to be of type 0, as in single-segment input."""
+    """tokens_T, positions_T, types_T -> x_TD. Without types_T every token is of type 0, as in single-segment input."""
 
     def __init__(self, vocab: int, width: int, spec: EmbeddingSpec) -> None:
         super().__init__()
-        self.scale = spec.scale
-        self.tokens = nn.Embedding(vocab, width)
-        self.positions = nn.Embedding(spec.positions, width) if spec.positions else None
-        self.types = nn.Embedding(spec.types, width) if spec.types else None
-        self.norm = make_norm(spec.norm, width) if spec.norm else None
+        self.spec = spec
+        rows = spec.width or width
+        self.tokens = nn.Embedding(vocab, rows)
+        self.positions = nn.Embedding(spec.positions, rows) if spec.positions else None
+        self.types = nn.Embedding(spec.types, rows) if spec.types else None
+        self.norm = make_norm(spec.norm, rows) if spec.norm else None
+        self.project = nn.Linear(rows, width, spec.project_bias) if spec.width else None
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, types_T: Tensor | None = None) -> Tensor:
         x_TD = self.tokens(tokens_T)
-        if self.scale != 1.0:  # rounded to the model's dtype first, as Gemma was trained
-            x_TD = x_TD * torch.tensor(self.scale, dtype=x_TD.dtype, device=x_TD.device)
+        if self.spec.scale != 1.0:  # rounded to the model's dtype first, as Gemma was trained
+            x_TD = x_TD * torch.tensor(self.spec.scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.positions is not None:
-            x_TD = x_TD + self.positions(positions_T)
+            x_TD = x_TD + self.positions(positions_T + self.spec.first)
+        if self.spec.sinusoidal:
+            x_TD = x_TD + sinusoids(positions_T, x_TD.shape[-1]).to(x_TD.dtype)
         if self.types is not None:
-            x_TD = x_TD + self.types.weight[0]
-        return x_TD if self.norm is None else self.norm(x_TD)
+            x_TD = x_TD + (self.types.weight[0] if types_T is None else self.types(types_T))
+        x_TD = x_TD if self.norm is None else self.norm(x_TD)
+        return x_TD if self.project is None else self.project(x_TD)

@@ -1,7 +1,8 @@
 """The position-wise feed-forward layer, plain (Vaswani et al. 2017) or gated (Shazeer 2020, arXiv:2002.05202).
 
-plain:  down(act(up(x)))
-gated:  down(act(gate(x)) * up(x))       with act = silu this is SwiGLU, with act = gelu GeGLU
+plain:    down(act(up(x)))
+gated:    down(act(gate(x)) * up(x))       with act = silu this is SwiGLU, with act = gelu GeGLU
+clamped:  down(act(min(gate(x), limit)) * (clamp(up(x), -limit, limit) + 1))       gpt-oss (arXiv:2508.10925)
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,18 +19,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # Hendrycks & Gimpel 2016, arXiv:1606.08415
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer", arXiv:2109.08668
+    "tanh": torch.tanh,
 }
 
 
 @dataclass(frozen=True)
 class FeedForwardSpec:
-    """width: F. activation: a key of `ACTIVATIONS`."""
+    """width: F. activation: a key of `ACTIVATIONS`. limit: of the clamped gate, which only a gated layer can have."""
 
     width: int
     activation: str
     gated: bool
     bias: bool = False
+    limit: float | None = None
+
+
+def gated(activation: Callable[[Tensor], Tensor], gate_TF: Tensor, up_TF: Tensor, limit: float | None) -> Tensor:
+    """The F hidden units of a gated layer from its two projections; see the formulas above."""
+    if limit is None:
+        return activation(gate_TF) * up_TF
+    return activation(gate_TF.clamp(max=limit)) * (up_TF.clamp(-limit, limit) + 1)
 
 
 class FeedForward(nn.Module):
@@ -36,7 +49,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, spec: FeedForwardSpec) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation, self.limit = ACTIVATIONS[spec.activation], spec.limit
         self.gate = nn.Linear(width, spec.width, spec.bias) if spec.gated else None
         self.up = nn.Linear(width, spec.width, spec.bias)
         self.down = nn.Linear(spec.width, width, spec.bias)
@@ -44,4 +57,4 @@ class FeedForward(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         if self.gate is None:
             return self.down(self.activation(self.up(x_TD)))
-        return self.down(self.activation(self.gate(x_TD)) * self.up(x_TD))
+        return self.down(gated(self.activation, self.gate(x_TD), self.up(x_TD), self.limit))

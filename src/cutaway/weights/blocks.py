@@ -27,6 +27,7 @@ from cutaway.errors import CutawayError
 CHUNK = (
     1 << 15
 )  # weights converted at a time: few enough that PyTorch starts no threads, which would spin on a busy machine
+E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # the sixteen numbers of MXFP4, times two
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,21 @@ def _decode_q8_0(blocks: Tensor) -> Tensor:
     return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks, 0))
 
 
+def _decode_mxfp4(blocks: Tensor) -> Tensor:
+    """MXFP4, 17 bytes for 32 weights, 4.25 bits each: w = 2^(e - 127) · v, as in OCP's Microscaling Formats (2023).
+
+    0     e   8 bits, an exponent
+    1-16  v   4 bits, as in Q4_0: a sign, two bits of exponent, one of mantissa, see `E2M1_DOUBLED`
+    """
+    return microscaled(_unfold(blocks[:, 1:], 4, 16), blocks[:, :1])
+
+
+def microscaled(codes: Tensor, exponents: Tensor) -> Tensor:
+    """Numbers of MXFP4, float32: the codes' values times 2^(exponent - 127). uint8 both, broadcast to each other."""
+    values = torch.tensor(E2M1_DOUBLED, dtype=torch.float32, device=codes.device)[codes.int()]
+    return values * torch.exp2(exponents.float() - 128)
+
+
 def _five_bits(field: Tensor) -> Tensor:
     """The codes of Q5_0 and Q5_1: four bytes of fifth bits, then sixteen of low. uint8 [B, 20] -> [B, 32]."""
     return _unfold(field[:, 4:], 4, 16) | (_unfold(field[:, :4], 1, 1) << 4)
@@ -354,5 +370,6 @@ FORMATS: dict[str, Format] = {
         Format("Q4_K", 12, 256, 144, _decode_q4_k),
         Format("Q5_K", 13, 256, 176, _decode_q5_k),
         Format("Q6_K", 14, 256, 210, _decode_q6_k),
+        Format("MXFP4", 39, 32, 17, _decode_mxfp4),
     )
 }

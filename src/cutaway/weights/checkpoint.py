@@ -25,7 +25,7 @@ from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import family_of_architecture, family_of_gguf
 from cutaway.models.families.llama import scaling_of_factors
-from cutaway.models.families.table import Family, Row, config_of_gguf, rows_of, spec_of
+from cutaway.models.families.table import Binding, Family, Row, config_of_gguf, rows_of, spec_of
 from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import gguf, safetensors, sources
@@ -60,12 +60,12 @@ class Checkpoint:
     read_tokenizer: Callable[[], Tokenizer]
 
     @cached_property
-    def bindings(self) -> dict[str, Row]:
-        """The row behind each of our parameters. Errors: tensors that are missing, or that are too many."""
-        every = list(rows_of(self.rows, len(self.spec.layers)))
-        wanted = [r for r in every if all(ours in self._shapes for ours in r.ours)]
-        rows = [r._replace(theirs=self._stored_name(r.theirs)) for r in wanted]
-        known = {r.theirs for r in rows} | self._spare(every)
+    def bindings(self) -> dict[str, Binding]:
+        """What is behind each of our parameters. Errors: tensors that are missing, or that are too many."""
+        every = list(rows_of(self.rows, self.spec))
+        wanted = [b for b in every if all(ours in self._shapes for ours in b.ours)]
+        rows = [b._replace(theirs=tuple(map(self._stored_name, b.theirs))) for b in wanted]
+        known = {name for b in rows for name in b.theirs} | self._spare(every)
         unknown = [n for n in self.shapes if n not in known and not self._ignored(n)]
         if unknown:
             raise CutawayError(
@@ -92,41 +92,41 @@ class Checkpoint:
                 state[ours] = part.to(device, dtype).requires_grad_(True)
             each(i + 1, len(rows))
         model = build(self.spec, "meta")
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True, strict=False)  # a shared tensor has one name here, two there
         return model.eval()
 
     def stored_type(self, ours: str) -> str:
         """The type on disk of the tensor behind one of our parameters."""
-        return self.stored[self.bindings[ours].theirs]
+        return self.stored[self.bindings[ours].theirs[0]]
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Our parameters and their shapes."""
         try:
-            return {name: tuple(t.shape) for name, t in build(self.spec, "meta").state_dict().items()}
+            return {name: tuple(t.shape) for name, t in build(self.spec, "meta").named_parameters()}
         except RuntimeError:  # sizes whose product overflows
             raise CutawayError("describes an absurdly large model", str(self.path), DAMAGED) from None
 
-    def _parts(self, row: Row) -> Iterator[tuple[str, Tensor]]:
-        """Our tensors from one of theirs, shapes checked."""
-        theirs, expected = self.read(row.theirs), [self._shapes[ours] for ours in row.ours]
+    def _parts(self, row: Binding) -> Iterator[tuple[str, Tensor]]:
+        """Our tensors from theirs, shapes checked."""
+        expected = [self._shapes[ours] for ours in row.ours]
         try:
-            parts = (theirs,) if row.via is None else row.via.load(theirs, self.spec)
-        except (RuntimeError, CutawayError):  # the rows of a head, or a fused matrix, do not come out even
+            parts = row.load(self.read, self.spec)
+        except RuntimeError:  # the rows of a head, or a fused matrix, do not come out even
             parts = ()
         if [tuple(part.shape) for part in parts] != expected:
             shapes = " and ".join(str(list(shape)) for shape in expected)
             raise CutawayError(
-                f"tensor {row.theirs!r} of shape {list(theirs.shape)} does not give {shapes}",
+                f"tensor {row.theirs[0]!r} of shape {list(self.shapes[row.theirs[0]])} does not give {shapes}",
                 str(self.path),
                 "configuration and weights do not belong together",
             )
         yield from zip(row.ours, parts, strict=True)
 
-    def _spare(self, rows: list[Row]) -> set[str]:
+    def _spare(self, rows: list[Binding]) -> set[str]:
         """A head that is stored although it is tied: the embedding's copy."""
         tied = self.spec.head is not None and self.spec.head.tied
-        return {row.theirs for row in rows if tied and row.ours == ("head.weight",)}
+        return {row.theirs[0] for row in rows if tied and row.ours == ("head.weight",)}
 
     def _stored_name(self, canonical: str) -> str:
         """The name in this file: base-model checkpoints leave out the family's prefix."""
@@ -228,7 +228,7 @@ def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     family = family_of_architecture(_architectures(config, path / "config.json"), str(path / "config.json"))
     tensors = safetensors.read(path)
-    if family.name == "bert":
+    if family.pools:
         dense = any(name.endswith("pooler.dense.weight") for name in tensors.shapes)
         config = {**config, "cutaway_pooling": {**_located(path, lambda: _pooling(path)), "dense": dense}}
     return Checkpoint(

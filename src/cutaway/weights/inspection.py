@@ -53,7 +53,7 @@ def inspect(opened: Checkpoint, context: int | None = None, batch: int = 1, dtyp
         raise CutawayError(f"unknown dtype {dtype!r}", "dtype", f"known: {', '.join(DTYPES)}")
     model = build(opened.spec, "meta").to(DTYPES[dtype])
     model.cost.check(model)
-    stored = Counter(opened.stored[row.theirs] for row in set(opened.bindings.values()))
+    stored = Counter(opened.stored[name] for row in set(opened.bindings.values()) for name in row.theirs)
     return Inspection(
         path=opened.path,
         family=opened.family.name,

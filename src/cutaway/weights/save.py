@@ -19,6 +19,7 @@ from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.llama import rope_factors
 from cutaway.models.families.table import (
+    Binding,
     Family,
     Row,
     config_of,
@@ -80,45 +81,47 @@ def save_gguf(
     if kind not in GGUF_TYPES:
         raise CutawayError(f"cannot write type {kind!r}", "type", f"known: {', '.join(GGUF_TYPES)}")
     family, spec = FAMILIES[model.spec.family], model.spec
+    if not family.gguf:
+        raise CutawayError(f"llama.cpp has no {family.name} models", "GGUF", "write safetensors")
     rows, state = _rows(family.gguf_rows, model), model.state_dict()
     light = {ours: tensor.to("meta") for ours, tensor in state.items()}
-    shapes = {row.theirs: tuple(_theirs(row, light, spec).shape) for row in rows}
+    shapes = {row.theirs[0]: tuple(_only(row, light, spec).shape) for row in rows}
     metadata = gguf_of_config(family, config_of(family, spec), spec)
     _check_expressed(family, spec, metadata, shapes)
 
     def source(i: int) -> Tensor:
         each(i + 1, len(rows))
-        return _theirs(rows[i], state, spec).float()
+        return _only(rows[i], state, spec).float()
 
     entries = [
-        (row.theirs, shapes[row.theirs], _type(row.theirs, shapes[row.theirs], kind), partial(source, i))
-        for i, row in enumerate(rows)
+        (name, shapes[name], _type(name, shapes[name], kind), partial(source, i)) for i, name in enumerate(shapes)
     ]
     general = {"general.name": name or path.stem, "general.file_type": FILE_TYPES[kind]}
     general |= {"general.type": "model", "general.quantization_version": 2}
     gguf.write(path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *_rope_tensor(spec)])
 
 
-def _rows(rows: tuple[Row, ...], model: Decoder | Encoder) -> list[Row]:
+def _rows(rows: tuple[Row, ...], model: Decoder | Encoder) -> list[Binding]:
     """Those rows of a table whose parameters the model has."""
-    names = model.state_dict().keys()
-    return [row for row in rows_of(rows, len(model.spec.layers)) if set(row.ours) <= names]
+    names = {name for name, _ in model.named_parameters()}
+    return [row for row in rows_of(rows, model.spec) if set(row.ours) <= names]
 
 
-def _theirs(row: Row, state: Mapping[str, Tensor], spec: Spec) -> Tensor:
-    parts = tuple(state[ours] for ours in row.ours)
-    return parts[0] if row.via is None else row.via.save(parts, spec)
+def _only(row: Binding, state: Mapping[str, Tensor], spec: Spec) -> Tensor:
+    """The tensor of a row of a GGUF table, where experts are one tensor already."""
+    (tensor,) = row.save(state, spec).values()
+    return tensor
 
 
 def _converted(
-    rows: list[Row], state: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype, each: Each
+    rows: list[Binding], state: Mapping[str, Tensor], spec: Spec, dtype: torch.dtype, each: Each
 ) -> Iterator[tuple[str, Tensor]]:
     for i, row in enumerate(rows):
-        wide = _theirs(row, state, spec)
-        narrow = wide.to(dtype).contiguous()
-        if not torch.equal(wide.isinf(), narrow.isinf()):
-            raise CutawayError(f"a weight is too large for {dtype}", row.theirs, "write F32 or BF16")
-        yield row.theirs, narrow
+        for name, wide in row.save(state, spec).items():
+            narrow = wide.to(dtype).contiguous()
+            if not torch.equal(wide.isinf(), narrow.isinf()):
+                raise CutawayError(f"a weight is too large for {dtype}", name, "write F32 or BF16")
+            yield name, narrow
         each(i + 1, len(rows))
 
 

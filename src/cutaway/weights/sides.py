@@ -19,7 +19,7 @@ from cutaway.models.block import positions_of
 from cutaway.models.compare import Trace, modules_of, trace
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
-from cutaway.models.families.table import Row, rows_of
+from cutaway.models.families.table import Binding, rows_of
 from cutaway.models.spec import Spec
 from cutaway.nn.attention import BlockDiagonal
 from cutaway.weights import sources
@@ -61,7 +61,7 @@ class Ours:
 
         def run() -> None:
             hidden_TD = self.model(torch.tensor(ids), positions_of([len(ids)]), BlockDiagonal([len(ids)]))
-            results.append(self.model.logits(hidden_TD) if isinstance(self.model, Decoder) else hidden_TD)
+            results.append(self.model.logits(hidden_TD) if self.model.head else hidden_TD)
 
         traces = trace(self.model, run, len(ids))
         return Answer(traces, results[0])
@@ -85,8 +85,7 @@ class Witness:
         state = self.model.state_dict()
         translated: dict[str, Tensor] = {}
         for row in self._rows():
-            theirs = state[self._inside(row.theirs, state)]
-            parts = row.via.load(theirs, self.spec) if row.via else (theirs,)
+            parts = row.load(lambda name: state[self._inside(name, state)], self.spec)
             translated.update(zip(row.ours, parts, strict=True))
         return translated
 
@@ -112,9 +111,9 @@ class Witness:
         for name, left_TN in zip(ours, whole.left_TN.split(widths, -1), strict=True):
             yield name, Trace(whole.entered_TN, left_TN)
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[Binding]:
         wanted = set(self.checkpoint.bindings)
-        return (r for r in rows_of(self.checkpoint.family.rows, len(self.spec.layers)) if set(r.ours) <= wanted)
+        return (r for r in rows_of(self.checkpoint.family.rows, self.spec) if set(r.ours) <= wanted)
 
     def _inside(self, name: str, known: Mapping[str, Any]) -> str:
         """A name in this model's class, which may be the bare base model."""

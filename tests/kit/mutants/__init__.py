@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from kit.mutants import formats, models, running, sampling, text
+from kit.mutants import (
+    attention_forms,
+    classics,
+    experts,
+    formats,
+    losses,
+    models,
+    norms,
+    positions,
+    running,
+    sampling,
+    text,
+)
 from kit.mutation import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*models.MUTANTS, *running.MUTANTS, *sampling.MUTANTS, *formats.MUTANTS, *text.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *models.MUTANTS,
+    *running.MUTANTS,
+    *sampling.MUTANTS,
+    *formats.MUTANTS,
+    *text.MUTANTS,
+    *positions.MUTANTS,
+    *experts.MUTANTS,
+    *norms.MUTANTS,
+    *losses.MUTANTS,
+    *classics.MUTANTS,
+    *attention_forms.MUTANTS,
+)

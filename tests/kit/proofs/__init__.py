@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kit.proofs import formats, models, running, sampling, text
+from kit.proofs import (
+    attention_forms,
+    classics,
+    experts,
+    formats,
+    losses,
+    models,
+    norms,
+    positions,
+    running,
+    sampling,
+    text,
+)
 
 PROOFS: dict[str, Callable[[], object]] = {
     **models.PROOFS,
@@ -15,4 +27,10 @@ PROOFS: dict[str, Callable[[], object]] = {
     **sampling.PROOFS,
     **running.PROOFS,
     **text.PROOFS,
+    **positions.PROOFS,
+    **experts.PROOFS,
+    **norms.PROOFS,
+    **losses.PROOFS,
+    **classics.PROOFS,
+    **attention_forms.PROOFS,
 }

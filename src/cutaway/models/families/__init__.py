@@ -19,7 +19,7 @@ def family_of_architecture(names: list[str], where: str) -> Family:
 
 def family_of_gguf(name: str, where: str) -> Family:
     """By `general.architecture` of a GGUF file. Errors: unknown, naming the nearest."""
-    known = {f.gguf: f for f in FAMILIES.values()}
+    known = {f.gguf: f for f in FAMILIES.values() if f.gguf}
     return known.get(name) or _unknown(name, list(known), where)
 
 

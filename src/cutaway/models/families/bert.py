@@ -109,4 +109,5 @@ FAMILY = Family(
     gguf_extra=_gguf_extra,
     requires={"position_embedding_type": ("absolute",), "is_decoder": (False,), "add_cross_attention": (False,)},
     ignored=(r"(bert\.)?embeddings\.position_ids",),
+    pools=True,
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cutaway.models.cost import hidden
 from cutaway.models.families.llama import ACTIVATION_NAMES
 from cutaway.models.families.table import TRANSPOSED, Family, Field, Row, named, pair, same, split
 from cutaway.models.spec import Spec
@@ -27,7 +28,7 @@ def _gguf_config(metadata: Any, shapes: Any) -> dict[str, Any]:
 
 
 def _gguf_extra(spec: Spec) -> dict[str, Any]:
-    return {"feed_forward_length": spec.layers[0].ffn.width}
+    return {"feed_forward_length": hidden(spec.layers[0].ffn)}
 
 
 FAMILY = Family(

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
-from cutaway.models.spec import Spec
+from cutaway.models.spec import LayerSpec, Spec
 
 Config = Mapping[str, Any]
 LAYER = "layer."  # path prefix: the field of every layer
+ENCODER = "encoder."  # path prefix: a field of the encoder's spec
 
 
 class Each(list[Any]):
@@ -68,7 +69,7 @@ def named(key: str, path: str, names: Mapping[str, str], default: str | None = N
 
 def _one(value: Any, path: str) -> Any:
     """The single value of a field, or the one that all layers share."""
-    if not path.startswith(LAYER):
+    if not path.removeprefix(ENCODER).startswith(LAYER):
         return value
     if any(v != value[0] for v in value):
         raise CutawayError(f"layers differ in {path.removeprefix(LAYER)}: {value}", "Spec", "this family has one value")
@@ -83,16 +84,35 @@ class Via(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of a tensor table; "{i}" stands for the layer's number in both names."""
+    """One row of a tensor table. Numbers in the names:
+
+    {i} a layer   {j} a layer of the encoder   {m} a block that predicts ahead, {n} the same counted on from the layers
+    {e} an expert: theirs has a tensor for each, ours one with all of them, [E, ...]
+    """
 
     theirs: str
     ours: str | tuple[str, ...]
     via: Via | None = None
 
-    def at(self, i: int) -> Row:
-        """This row for layer i."""
-        ours = (self.ours,) if isinstance(self.ours, str) else self.ours
-        return Row(self.theirs.replace("{i}", str(i)), tuple(o.replace("{i}", str(i)) for o in ours), self.via)
+
+class Binding(NamedTuple):
+    """A row whose numbers are filled in: one of their tensors or, of experts, one after the other; ours."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    via: Via | None
+
+    def load(self, read: Callable[[str], Tensor], spec: Spec) -> tuple[Tensor, ...]:
+        """Our tensors."""
+        parts = [read(name) for name in self.theirs]
+        whole = parts[0] if len(parts) == 1 else torch.stack(parts)
+        return (whole,) if self.via is None else self.via.load(whole, spec)
+
+    def save(self, ours: Mapping[str, Tensor], spec: Spec) -> dict[str, Tensor]:
+        """Theirs, by name."""
+        parts = tuple(ours[name] for name in self.ours)
+        whole = parts[0] if self.via is None else self.via.save(parts, spec)
+        return dict(zip(self.theirs, [whole] if len(self.theirs) == 1 else whole.unbind(0), strict=True))
 
 
 def pair(theirs: str, ours: str) -> tuple[Row, ...]:
@@ -110,8 +130,6 @@ def split(axis: int, transpose: bool = False) -> Via:
     def load(t: Tensor, s: Spec) -> tuple[Tensor, ...]:
         a = s.layers[0].attention
         sizes = [a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim]
-        if t.shape[axis] != sum(sizes):
-            raise CutawayError(f"fused attention tensor has {t.shape[axis]} rows, expected {sum(sizes)}")
         return tuple((p.T if transpose else p).contiguous() for p in t.split(sizes, axis))
 
     return Via(load, lambda ts, s: torch.cat([p.T if transpose else p for p in ts], axis).contiguous())
@@ -130,25 +148,27 @@ def interleaved(heads: Callable[[Spec], int]) -> Via:
 class Family:
     """The tables of one family.
 
-    architectures: class names of transformers, the first is written. gguf: llama.cpp's name for it.
+    architectures: class names of transformers, the first is written. gguf: llama.cpp's name for it, if it has one.
     constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
     prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
     gguf_config: config entries that GGUF metadata does not state, from the metadata and the tensor shapes.
+    pools: these are encoders; how they make a sentence's vector is kept beside the weights.
     """
 
     name: str
     architectures: tuple[str, ...]
-    gguf: str
     fields: tuple[Field, ...]
     constants: Mapping[str, Any]
     rows: tuple[Row, ...]
-    gguf_rows: tuple[Row, ...]
-    gguf_keys: Mapping[str, str]
-    gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]]
+    gguf: str = ""
+    gguf_rows: tuple[Row, ...] = ()
+    gguf_keys: Mapping[str, str] = field(default_factory=dict)
+    gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda metadata, shapes: {}
     gguf_extra: Callable[[Spec], dict[str, Any]] = lambda spec: {}
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
+    pools: bool = False
     model_type: str = ""
 
 
@@ -160,13 +180,24 @@ def spec_of(family: Family, config: Config) -> Spec:
                 f"{key} = {config[key]!r} is not implemented for {family.name}", "config.json", f"supported: {allowed}"
             )
     values = {**family.constants, "family": family.name, **{f.path: f.read(config) for f in family.fields}}
-    depth = values.pop("depth")
+    return Spec.from_dict(_assembled(values))
+
+
+def _assembled(values: dict[str, Any]) -> dict[str, Any]:
+    """Nested fields from paths: "layer." ones for each layer, "encoder." ones as a spec of their own."""
+    encoder = {p.removeprefix(ENCODER): v for p, v in values.items() if p.startswith(ENCODER)}
+    values = {p: v for p, v in values.items() if not p.startswith(ENCODER)}
+    depth, ahead = values.pop("depth"), values.pop("ahead", 0)
     _check_depth(depth)
     layers = [
         _nest({p.removeprefix(LAYER): _pick(v, i) for p, v in values.items() if p.startswith(LAYER)})
         for i in range(depth)
     ]
-    return Spec.from_dict({**_nest({p: v for p, v in values.items() if not p.startswith(LAYER)}), "layers": layers})
+    nested = _nest({p: v for p, v in values.items() if not p.startswith(LAYER)})
+    if encoder:
+        shared = {name: values[name] for name in ("family", "vocab", "width")}
+        nested["encoder"] = _assembled(shared | encoder)
+    return {**nested, "layers": layers, "ahead": [layers[-1]] * ahead}
 
 
 def config_of(family: Family, spec: Spec) -> dict[str, Any]:
@@ -205,10 +236,33 @@ def gguf_of_config(family: Family, config: Config, spec: Spec) -> dict[str, Any]
     return {"general.architecture": family.gguf, **{f"{family.gguf}.{k}": v for k, v in entries.items()}}
 
 
-def rows_of(rows: tuple[Row, ...], depth: int) -> Iterator[Row]:
-    """The table with its layer rows repeated for each layer."""
+def rows_of(rows: tuple[Row, ...], spec: Spec) -> Iterator[Binding]:
+    """The table with its numbered rows repeated for each layer, of which the model may have only some."""
     for row in rows:
-        yield from (row.at(i) for i in range(depth if "{i}" in row.theirs else 1))
+        yield from (_bound(row, numbers, layer) for numbers, layer in _numbered(row, spec))
+
+
+def _numbered(row: Row, spec: Spec) -> list[tuple[dict[str, int], LayerSpec | None]]:
+    """What the numbers of a row go through, and the layers that they belong to."""
+    if "{i}" in row.theirs:
+        return [({"i": i}, layer) for i, layer in enumerate(spec.blocks)]
+    if "{j}" in row.theirs:
+        return [({"j": j}, layer) for j, layer in enumerate(spec.encoder.blocks if spec.encoder else ())]
+    if "{n}" in row.theirs:
+        return [({"m": m, "n": len(spec.layers) + m}, layer) for m, layer in enumerate(spec.ahead)]
+    return [({}, None)]
+
+
+def _bound(row: Row, numbers: dict[str, int], layer: LayerSpec | None) -> Binding:
+    def filled(name: str, more: Mapping[str, int]) -> str:
+        for key, number in {**numbers, **more}.items():
+            name = name.replace(f"{{{key}}}", str(number))
+        return name
+
+    experts = getattr(layer.ffn, "count", 1) if layer and "{e}" in row.theirs else 1
+    theirs = tuple(filled(row.theirs, {"e": e}) for e in range(experts))
+    ours = (row.ours,) if isinstance(row.ours, str) else row.ours
+    return Binding(theirs, tuple(filled(name, {}) for name in ours), row.via)
 
 
 def _check_depth(depth: Any) -> None:
@@ -234,6 +288,8 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _find(nested: Mapping[str, Any], path: str) -> Any:
     """The value at a path; for "layer." paths the list over layers; "depth" is their number."""
+    if path.startswith(ENCODER):
+        return None if nested["encoder"] is None else _find(nested["encoder"], path.removeprefix(ENCODER))
     if path == "depth":
         return len(nested["layers"])
     if path.startswith(LAYER):
