@@ -30,6 +30,7 @@ models
 native
 weights
 engine
+inside
 train
 adapt align compress embed
 retrieve

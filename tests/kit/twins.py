@@ -11,6 +11,7 @@ Nothing computed by ours ever enters the reference, nor the other way round; the
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
 
 from cutaway.engine.cache import KVCache, Spans
 from cutaway.models.block import positions_of
@@ -36,6 +38,7 @@ from kit.precision import all_float64
 transformers.logging.set_verbosity_error()
 
 VOCAB = 97
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}  # fused ones know no float64
 RAGGED = (19, 1, 8)  # lengths of the batch that is compared; windows are 7, Llama 3's original context 16
 EQUAL = (9, 9)
 OFFSET = 5  # first position of the sequences that do not begin at zero
@@ -58,6 +61,22 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "beta_fast": 4.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+    "original_max_position_embeddings": 16,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0, 1.2, 1.5],
+    "long_factor": [1.5, 2.5, 5.0],
+    "original_max_position_embeddings": 16,
+}
 GEMMA_ROPES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     "full_attention": {"rope_type": "linear", "rope_theta": 3000.0, "factor": 4.0},
@@ -69,6 +88,61 @@ BERT_SHAPES = {
     "intermediate_size": 53,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+OPT_SHAPES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "ffn_dim": 53,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}
+MOE_SHAPES = {**LLAMA_SHAPES, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+LATENT_SHAPES = {
+    **{key: value for key, value in LLAMA_SHAPES.items() if key != "head_dim"},
+    "num_key_value_heads": 6,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 14,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 9,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 3.0,
+    "beta_slow": 0.5,
+}
+T5_SHAPES = {
+    "vocab_size": VOCAB,
+    "d_model": 48,
+    "d_kv": 10,
+    "d_ff": 53,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 6,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+}
+BART_SHAPES = {
+    "vocab_size": VOCAB,
+    "d_model": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 37,
+    "decoder_ffn_dim": 53,
     "max_position_embeddings": 64,
 }
 
@@ -84,6 +158,64 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "attention_bias": True,
             "mlp_bias": True,
             "hidden_act": "gelu",
+        },
+    ),
+    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": YARN, "tie_word_embeddings": True}),
+    "llama-dynamic": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 2.5},
+            "max_position_embeddings": 16,
+        },
+    ),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 7, "rms_norm_eps": 1e-5}),
+    "mistral-whole": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM", {"rms_norm_eps": 1e-3, "sliding_window": 7}),
+    "phi3-long": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        {
+            "rope_parameters": LONGROPE,
+            "original_max_position_embeddings": 16,
+            "partial_rotary_factor": 0.75,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt": ("OPTConfig", "OPTForCausalLM", {}),
+    "opt-post": (
+        "OPTConfig",
+        "OPTForCausalLM",
+        {
+            "do_layer_norm_before": False,
+            "enable_bias": False,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "bloom": ("BloomConfig", "BloomForCausalLM", {"layer_norm_epsilon": 1e-3}),
+    "bloom-untied": ("BloomConfig", "BloomForCausalLM", {"tie_word_embeddings": False}),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 12,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+            "rms_norm_eps": 1e-4,
+        },
+    ),
+    "gemma2-uncapped": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 7,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
         },
     ),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"rms_norm_eps": 1e-5}),
@@ -117,17 +249,127 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7, "rms_norm_eps": 1e-3},
+    ),
+    "mixtral-tied": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"intermediate_size": 56, "tie_word_embeddings": True, "hidden_act": "gelu", "num_experts_per_tok": 3},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {"shared_expert_intermediate_size": 31, "mlp_only_layers": [1], "rms_norm_eps": 1e-3},
+    ),
+    "qwen2_moe-sparse": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {
+            "shared_expert_intermediate_size": 16,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {"mlp_only_layers": [0], "norm_topk_prob": True, "rms_norm_eps": 1e-3},
+    ),
+    "qwen3_moe-biased": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"attention_bias": True, "hidden_act": "gelu"}),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": {**YARN, "mscale": 1.3, "mscale_all_dim": 0.7},
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "deepseek_v2-lite": (
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {"q_lora_rank": None, "topk_method": "greedy", "n_group": 1, "topk_group": 1, "attention_bias": True},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            "routed_scaling_factor": 1.7,
+            "rope_parameters": {**YARN, "mscale": 1.3, "mscale_all_dim": 0.7},
+            "num_nextn_predict_layers": 0,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
+    "deepseek_v3-plain": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 0,
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 7,
+            "rope_parameters": {**YARN, "truncate": False},
+            "rms_norm_eps": 1e-3,
+        },
+    ),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"layer_norm_epsilon": 1e-3}),
     "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", {"tie_word_embeddings": False, "activation_function": "relu"}),
     "bert": ("BertConfig", "BertModel", {"layer_norm_eps": 1e-3}),
     "bert-tanh": ("BertConfig", "BertModel", {"hidden_act": "gelu_new", "type_vocab_size": 3}),
+    "t5": ("T5Config", "T5ForConditionalGeneration", {"layer_norm_epsilon": 1e-3}),
+    "t5-gated": (
+        "T5Config",
+        "T5ForConditionalGeneration",
+        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 5},
+    ),
+    "mt5": ("MT5Config", "MT5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu"}),
+    "bart": ("BartConfig", "BartForConditionalGeneration", {"decoder_start_token_id": 2}),
+    "bart-scaled": (
+        "BartConfig",
+        "BartForConditionalGeneration",
+        {"scale_embedding": True, "activation_function": "relu"},
+    ),
 }
-SHAPES: dict[str, dict[str, Any]] = {"gpt2": GPT2_SHAPES, "bert": BERT_SHAPES}
+SHAPES: dict[str, dict[str, Any]] = {
+    "phi3": {name: size for name, size in LLAMA_SHAPES.items() if name != "head_dim"},
+    "opt": OPT_SHAPES,
+    "bloom": {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 3, "n_head": 6},
+    "gpt2": GPT2_SHAPES,
+    "bert": BERT_SHAPES,
+    "t5": T5_SHAPES,
+    "mt5": T5_SHAPES,
+    "bart": BART_SHAPES,
+    "qwen2_moe": MOE_SHAPES,
+    "qwen3_moe": MOE_SHAPES,
+    "deepseek_v2": LATENT_SHAPES,
+    "deepseek_v3": LATENT_SHAPES,
+}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """values: per sequence, [T, V] logits or [T, D] hidden states. gradients: by the names of transformers."""
+    """values: per sequence, [T, V] logits, [L] or [T, L] labels, or [T, D] hidden states.
+
+    gradients: by the names of transformers.
+    """
 
     values: list[Tensor]
     gradients: dict[str, Tensor]
@@ -166,8 +408,9 @@ class Twin:
 
     @property
     def takes_positions(self) -> bool:
-        """Can the reference be told where a sequence begins?"""
-        return "position_ids" in inspect.signature(self.reference.forward).parameters
+        """Can the reference be told where a sequence begins, in positions that start at 0? RoBERTa's do not."""
+        counts = any(hasattr(m, "create_position_ids_from_input_ids") for m in self.reference.modules())
+        return "position_ids" in inspect.signature(self.reference.forward).parameters and not counts
 
     def answers(self, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> Answers:
         """The reference's values and gradients, each sequence computed alone."""
@@ -175,6 +418,22 @@ class Twin:
             with all_float64():
                 self.asked[lengths, start] = self._ask(lengths, start)
         return self.asked[lengths, start]
+
+    @torch.no_grad()
+    def reply(self, prompt_T: Tensor, tokens: int, start: int) -> list[int]:
+        """What `generate` answers greedily, whatever ends a reply otherwise. start: of an encoder-decoder's.
+
+        Without a cache: T5's is sized by the encoder's depth.
+        """
+        never = {"eos_token_id": None, "forced_eos_token_id": None, "pad_token_id": 0}
+        first = {"decoder_start_token_id": start} if self.has_source else {}
+        with all_float64():
+            ids = self.reference.generate(
+                prompt_T[None], attention_mask=torch.ones_like(prompt_T)[None], do_sample=False,
+                use_cache=False, max_new_tokens=tokens,
+                **never, **first,
+            )  # fmt: skip
+        return ids[0, -tokens:].tolist()
 
     def _ask(self, lengths: tuple[int, ...], start: int) -> Answers:
         self.reference.zero_grad()
@@ -185,10 +444,21 @@ class Twin:
                 inputs = {"input_ids": source_T[None], "decoder_input_ids": tokens_T[None]}
             if self.takes_positions:
                 inputs["position_ids"] = torch.arange(start, start + len(tokens_T))[None]
-            values.append(self.reference(**inputs)[0][0])
+            forget(self.reference)
+            values.append(answer(self.reference(**inputs)))
         weighted(values).backward()
         gradients = {name: p.grad.clone() for name, p in self.reference.named_parameters() if p.grad is not None}
         return Answers([value.detach() for value in values], self.saved(gradients))
+
+
+def answer(output: Any) -> Tensor:
+    """What our model would say of one sequence: transformers splits the two numbers of a span, and drops a single one.
+
+    Logits of a discriminator come as [T], ours as [T, 1].
+    """
+    if "start_logits" in output:
+        return torch.stack([output.start_logits[0], output.end_logits[0]], -1)
+    return output[0].reshape(*output[0].shape[1:], -1) if type(output).__name__.startswith("Electra") else output[0][0]
 
 
 @cache
@@ -199,11 +469,21 @@ def twin(name: str, loud: bool = True) -> Twin:
     with all_float64():
         torch.manual_seed(0)
         special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-        config = getattr(transformers, config_class)(**{**shapes, **special, **settings}, attn_implementation="eager")
+        config = getattr(transformers, config_class)(**{**shapes, **special, **settings}, **EAGER)
         reference = getattr(transformers, model_class)(config).eval()
         if loud:
             make_loud(reference)
+    for module in reference.modules():
+        if isinstance(module, BloomGelu):  # whose gradient, written by hand, rounds a constant to ten digits
+            module.forward = bloom_gelu_forward
     return Twin(name, reference)
+
+
+def forget(model: nn.Module) -> None:
+    """Each text is read as if it were the first: dynamic rotation remembers the longest that it has seen."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached"):
+            module.max_seq_len_cached = 0
 
 
 @torch.no_grad()
@@ -223,6 +503,9 @@ def make_loud(model: nn.Module, seed: int = 1, gain: float = 2.0) -> None:
                 fan_in = parameter.shape[0 if type(module).__name__ == "Conv1D" else -1]
                 noise = noise * gain / fan_in**0.5
             parameter.copy_(noise.bfloat16())
+    for module in model.modules():
+        if type(module).__name__.endswith("T5Attention"):  # which leaves the division by sqrt(K) to its query matrix
+            module.q.weight.div_(2 ** round(math.log2(module.key_value_proj_dim) / 2))
 
 
 def learned(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
@@ -241,8 +524,13 @@ def prompts(lengths: tuple[int, ...]) -> list[Tensor]:
 
 @cache
 def sources(lengths: tuple[int, ...]) -> list[Tensor]:
-    """What an encoder-decoder reads for each of the prompts: other tokens, and other lengths."""
-    return [(prompt.repeat(2) * 7 + 3)[: len(prompt) + 4 - i] % VOCAB for i, prompt in enumerate(prompts(lengths))]
+    """What an encoder-decoder reads for each of the prompts: other tokens, and other lengths.
+
+    Never token 0, the padding, whose row gets no gradient in transformers.
+    """
+    return [
+        (prompt.repeat(2) * 7)[: len(prompt) + 4 - i] % (VOCAB - 1) + 1 for i, prompt in enumerate(prompts(lengths))
+    ]
 
 
 def weighted(values: Iterable[Tensor]) -> Tensor:
@@ -254,12 +542,11 @@ def weighted(values: Iterable[Tensor]) -> Tensor:
 def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
     """Our model with the twin's weights, read as any checkpoint is, but from memory."""
     state = theirs.state
-    dense = any(name.endswith("pooler.dense.weight") for name in state)
-    pooling = {"cutaway_pooling": {"dense": dense}} if theirs.family.pools else {}
+    seen = theirs.family.observed(theirs.config, state)
     checkpoint = Checkpoint(
         path=Path(theirs.name),
         family=theirs.family,
-        spec=spec_of(theirs.family, theirs.config | pooling),
+        spec=spec_of(theirs.family, theirs.config | seen),
         config=theirs.config,
         rows=theirs.family.rows,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -289,8 +576,16 @@ class Tokenizerless:
 
 
 def values(model: Decoder | Encoder, hidden_TD: Tensor) -> Tensor:
-    """What is compared: logits where there is a head, else hidden states."""
+    """What is compared of each token: logits where there is a head, else hidden states."""
     return model.logits(hidden_TD) if model.head else hidden_TD
+
+
+def said(model: Decoder | Encoder, hidden_TD: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+    """What is compared of each sequence: labels where there is a task, else the values of its tokens."""
+    if model.task is None:
+        return list(values(model, hidden_TD).split(lengths))
+    labels_NL = model.task(hidden_TD, list(lengths))
+    return list(labels_NL.split(lengths) if len(labels_NL) == sum(lengths) else labels_NL)
 
 
 def told(model: Decoder | Encoder, lengths: tuple[int, ...]) -> BlockDiagonal:
@@ -305,13 +600,13 @@ def told(model: Decoder | Encoder, lengths: tuple[int, ...]) -> BlockDiagonal:
 def ragged(model: Decoder | Encoder, lengths: tuple[int, ...] = RAGGED, start: int = 0) -> list[Tensor]:
     """Our values of all sequences computed in one ragged batch."""
     hidden_TD = model(torch.cat(prompts(lengths)), positions_of(list(lengths)) + start, told(model, lengths))
-    return list(values(model, hidden_TD).split(lengths))
+    return said(model, hidden_TD, lengths)
 
 
 def cached(model: Decoder, lengths: tuple[int, ...], chunk: Callable[[int, int], int]) -> list[Tensor]:
     """Our values by way of the key/value cache: in each step sequence i computes chunk(i, step) further tokens."""
     rows = prompts(lengths)
-    caches = [KVCache(model.spec, model.dtype, model.device, capacity=4) for _ in rows]
+    caches = [KVCache(model.spec, model.dtype, model.device, capacity=4, reach=len(row)) for row in rows]
     if isinstance(model, EncoderDecoder):
         for cache_, source_T in zip(caches, sources(lengths), strict=True):
             cache_.memory_SD = model.encode(source_T, [len(source_T)])
@@ -334,7 +629,11 @@ def foreign_gradients(theirs: Twin, model: Decoder | Encoder) -> dict[str, Tenso
     """Our gradients under the names and in the layout of transformers, translated by the rows that saving uses."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     rows = [row for row in rows_of(theirs.family.rows, model.spec) if set(row.ours) <= set(grads)]
-    return {name: grad for row in rows for name, grad in row.save(grads, model.spec).items()}
+    fixed = theirs.saved(
+        {name: buffer for name, buffer in theirs.reference.named_buffers() if buffer.is_floating_point()}
+    )
+    found = {name: grad for row in rows for name, grad in row.save(grads, model.spec).items()}
+    return {name: grad for name, grad in found.items() if name not in fixed}
 
 
 def is_encoder(name: str) -> bool:
@@ -358,9 +657,10 @@ def pooled(theirs: Twin, lengths: tuple[int, ...] = RAGGED) -> list[Tensor]:
 def in_bfloat16(theirs: Twin, lengths: tuple[int, ...], start: int) -> list[Tensor]:
     """What transformers itself makes of the same weights in bfloat16, each sequence alone."""
     config = theirs.reference.config
-    buffers = {name: b for name, b in type(theirs.reference)(config).named_buffers() if b.is_floating_point()}
+    fresh, stored = type(theirs.reference)(config), theirs.reference.state_dict()
+    buffers = {n: b for n, b in fresh.named_buffers() if n not in stored and b.is_floating_point()}
     model = type(theirs.reference)(config).bfloat16().eval()
-    model.load_state_dict(theirs.reference.state_dict())
+    model.load_state_dict(stored)
     for name, buffer in buffers.items():  # which stay in float32 when a checkpoint is loaded in bfloat16
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, buffer)

@@ -18,7 +18,7 @@ from kit import twins
 from kit.precision import all_float64
 from kit.proofs import PROOFS
 from kit.proofs.models import agree
-from kit.twins import ARCHITECTURES, Tokenizerless, Twin
+from kit.twins import ARCHITECTURES, EAGER, Tokenizerless, Twin
 
 # Entries of config.json that say nothing about what the model computes, and those that another entry overrides.
 HARMLESS = {
@@ -62,7 +62,7 @@ def test_what_is_saved_loads_in_transformers(twin, tmp_path):
     path = tmp_path / "saved"
     save_directory(twins.ours(twin), Tokenizerless(), path, torch.float64)
     with all_float64():
-        again = type(twin.reference).from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+        again = type(twin.reference).from_pretrained(path, dtype=torch.float64, **EAGER).eval()
     found, expected = again.state_dict(), twin.reference.state_dict()
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from cutaway.models.spec import Spec
-from cutaway.nn.attention import Project, Question, attend
+from cutaway.nn.attention import Project, Question, attend, ends
 
 
 class KVCache:
     """What one sequence remembers: per layer the buffers [G, capacity, K] that its attention asks for.
 
     Buffers double when full. memory_SD: the hidden states of the sequence's source, in an encoder-decoder.
+    reach: how long the text may become; rotations that adapt to that must know, for kept keys are not turned again.
     """
 
-    def __init__(self, spec: Spec, dtype: torch.dtype, device: torch.device, capacity: int = 256) -> None:
+    def __init__(
+        self, spec: Spec, dtype: torch.dtype, device: torch.device, capacity: int = 256, reach: int = 0
+    ) -> None:
+        self.reach = reach
         self.buffers = [
             [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in layer.attention.cached]
             for layer in spec.layers
@@ -92,6 +96,13 @@ class Spans:
             return out
 
         return self._each(one, *parts)
+
+    def reach(self, positions_T: Tensor) -> Tensor:
+        """See `Context.reach`: what its cache was told, unless the text is longer already."""
+        counts = [n for _, _, n in self.spans]
+        told_N = torch.tensor([cache.reach for cache, _, _ in self.spans], device=positions_T.device)
+        told_T = told_N.repeat_interleave(torch.tensor(counts, device=positions_T.device))
+        return ends(positions_T, counts).maximum(told_T)
 
     def _each(self, one: Callable[..., Tensor], *parts: Tensor) -> Tensor:
         """`one(span, *its rows of each part)` for every span, laid end to end."""

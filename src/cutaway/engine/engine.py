@@ -123,7 +123,9 @@ class Engine:
     def _cache(self, sequence: Sequence) -> KVCache:
         """What the sequence remembers; at first nothing but its source, read whole."""
         if sequence.cache is None:
-            sequence.cache = KVCache(self.model.spec, self.model.dtype, self.model.device, len(sequence.prompt) + 64)
+            model, prompt = self.model, len(sequence.prompt)
+            reach = min(self.context, prompt + sequence.params.max_tokens)
+            sequence.cache = KVCache(model.spec, model.dtype, model.device, prompt + 64, reach)
             if isinstance(self.model, EncoderDecoder):
                 source_M = torch.tensor(sequence.source, device=self.model.device)
                 sequence.cache.memory_SD = self.model.encode(source_M, [len(source_M)])

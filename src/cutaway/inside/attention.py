@@ -50,6 +50,10 @@ class Recorder:
         """See `Context.scan`."""
         return self.context.scan(layer, step, *parts)
 
+    def reach(self, positions_T: Tensor) -> Tensor:
+        """See `Context.reach`."""
+        return self.context.reach(positions_T)
+
 
 def maps(model: Stack, tokens_T: Tensor) -> list[Tensor]:
     """weights_HQS of every layer for one sequence. Errors: a layer without attention weights."""

@@ -1,4 +1,4 @@
-"""How much memory a computation holds at once, counted tensor by tensor instead of asked of the machine."""
+"""How much memory a computation takes beyond its inputs, counted from the tensors that it makes."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that PyTorch's operations made and that still exist; peak is the most there were.
+class Meter(TorchDispatchMode):
+    """Bytes of storages that came about while it was on: those alive now, and the most at any moment.
 
-    Room that one operation takes and gives back within itself is not seen. Tensors on the device "meta" count like
-    any other though they take none, so that forms too large for the machine can be counted too.
+    Exact for what PyTorch's operators return; what a kernel allocates inside itself is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
+        self.alive = self.peak = 0
+        self._mine: set[int] = set()
+        self._given: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given | self.known:
-                self._hold(tensor)
-        self.peak = max(self.peak, self.now)
-        return out
+        self._given |= {storage._cdata for storage in _storages((args, kwargs))} - self._mine
+        result = func(*args, **(kwargs or {}))
+        for made in _storages(result):
+            if made._cdata not in self._mine | self._given:
+                self._mine.add(made._cdata)
+                self.alive += made.nbytes()
+                weakref.finalize(made, self._released, made._cdata, made.nbytes())
+        self.peak = max(self.peak, self.alive)
+        return result
 
-    def _hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        self.now += storage.nbytes()
-        self.known.add(id(storage))
-        weakref.finalize(storage, self._release, id(storage), storage.nbytes())
+    def _released(self, storage: int, size: int) -> None:
+        self._mine.discard(storage)
+        self.alive -= size
 
-    def _release(self, key: int, size: int) -> None:
-        self.now -= size
-        self.known.discard(key)
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def peak_bytes(way: Callable[[], object]) -> int:
-    """The most bytes that tensors made by `way` held at one time; what was there before does not count."""
-    with Live() as live:
+    """The most bytes that `way` holds at once in tensors of its own, its result included."""
+    with Meter() as meter:
         way()
-    return live.peak
+    return meter.peak

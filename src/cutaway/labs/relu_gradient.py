@@ -182,7 +182,7 @@ def _checks(paths: dict[str, list[float]], dead: Shares, depth: int) -> list[Che
             "ReLU 的斜率：负半轴为 0，正半轴为 1，恰为零处按 PyTorch 的约定为 0",
         ),
         check(
-            sigmoid < 1e-6 and 0.01 < relu < 100,
+            sigmoid < 10 * bound and 0.01 < relu < 100,
             f"through {depth} layers ReLU keeps {relu:.2g} of the gradient, the sigmoid {sigmoid:.0e} (its slopes "
             f"alone: {bound:.1e} at most)",
             f"穿过 {depth} 层后，ReLU 留下 {relu:.2g} 的梯度，sigmoid 只剩 {sigmoid:.0e}（仅斜率之积至多 {bound:.1e}）",
@@ -211,8 +211,8 @@ def _verdict(paths: dict[str, list[float]], dead: Shares, depth: int) -> Words:
         f"with SiLU, whose slopes below zero are not zero until they are too small for float32. At a rate of 0.01, "
         f"biases that start from {STARTS[0]:g}, {STARTS[1]:g} and {STARTS[2]:g} end with {starts[0]:.0%}, "
         f"{starts[1]:.0%} and {starts[2]:.0%} dead.",
-        f"ReLU 要么让梯度完整通过，要么完全不通过。在 {depth} 个新建的层之后，梯度传到输入处还剩：{said}。代价是有些单元"
-        f"在所有样本上都没有梯度：学习率 {RATES[-1]:g} 训练后，ReLU 为 {shares['ReLU']:.0%}，GELU 为 "
+        f"ReLU 要么让梯度完整通过，要么完全不通过。穿过 {depth} 个新建的层，梯度传到输入处还剩：{said}。代价是有些"
+        f"单元在所有样本上都没有梯度：学习率 {RATES[-1]:g} 训练后，ReLU 为 {shares['ReLU']:.0%}，GELU 为 "
         f"{shares['GELU']:.0%}，SiLU 为 {shares['SiLU']:.0%}，后两者在负半轴的斜率要小到 float32 表示不了才算零。"
         f"学习率 0.01 时，偏置从 {STARTS[0]:g}、{STARTS[1]:g}、{STARTS[2]:g} 开始，最终死亡 {starts[0]:.0%}、"
         f"{starts[1]:.0%}、{starts[2]:.0%}。",

@@ -17,11 +17,16 @@ from cutaway.nn.experts import Experts, ExpertsSpec
 from cutaway.nn.feed_forward import FeedForward, FeedForwardSpec
 from cutaway.nn.heads import Head, TaskHead
 from cutaway.nn.latent import LatentAttention, LatentSpec
+from cutaway.nn.linear_attention import LinearAttention, LinearSpec
 from cutaway.nn.norms import make_norm
 from cutaway.nn.position_bias import make_bias
 from cutaway.nn.positions import Rotation, rotation
 
-MIXERS: dict[type, Callable[[int, Any], nn.Module]] = {AttentionSpec: Attention, LatentSpec: LatentAttention}
+MIXERS: dict[type, Callable[[int, Any], nn.Module]] = {
+    AttentionSpec: Attention,
+    LatentSpec: LatentAttention,
+    LinearSpec: LinearAttention,
+}
 FEEDS: dict[type, Callable[[int, Any], nn.Module]] = {FeedForwardSpec: FeedForward, ExpertsSpec: Experts}
 
 
@@ -121,7 +126,7 @@ class Stack(nn.Module):
 
     def transform(self, x_TD: Tensor, positions_T: Tensor, context: Context) -> Tensor:
         """From what entered the first block to the hidden states."""
-        for i, place in enumerate(self.places(positions_T, x_TD)):
+        for i, place in enumerate(self.places(positions_T, x_TD, context.reach(positions_T))):
             x_TD = self.block(i)(x_TD, i, place, context)
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
 
@@ -134,12 +139,15 @@ class Stack(nn.Module):
         assert self.head is not None, "this model has no language-model head"
         return self.head(hidden_RD, self.embedding.tokens.weight)
 
-    def places(self, positions_T: Tensor, like: Tensor) -> list[Place]:
-        """What each layer is told about positions; layers that turn alike share one table."""
+    def places(self, positions_T: Tensor, like: Tensor, reach_T: Tensor | None = None) -> list[Place]:
+        """What each layer is told about positions; layers that turn alike share one table.
+
+        reach_T: see `Context.reach`, None if all are one text.
+        """
         mixers = [layer.attention for layer in self.spec.layers]
         widths = {a.rope: a.rotated for a in mixers if a.rope}
         turns: dict[object, Rotation] = {
-            rope: rotation(rope, width, positions_T, like.dtype) for rope, width in widths.items()
+            rope: rotation(rope, width, positions_T, like.dtype, reach_T) for rope, width in widths.items()
         }
         return [Place(turns.get(a.rope), self.position_bias if a.position_bias else None) for a in mixers]
 

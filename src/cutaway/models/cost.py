@@ -29,6 +29,7 @@ from cutaway.models.parts import Part, parts
 from cutaway.models.spec import FeedSpec, MixerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
+from cutaway.nn.linear_attention import LinearSpec
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STEP = 512  # new tokens that the engine computes at a time; a longer prompt is computed in pieces
@@ -78,18 +79,20 @@ class Cost:
 
     def flops(self, new: int, past: int = 0, rows: int = 0) -> int:
         """FLOPs of computing `new` tokens after `past` remembered ones, with logits for `rows` of them."""
-        attention = sum(2 * a.per_pair * pairs(a, new, past) for a in self._attentions)
+        attention = sum(2 * (a.per_pair * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
         return 2 * self._multiplied * new + attention + rows * self._head
 
     def per_token(self, context: int) -> list[Term]:
         """FLOPs of generating one token that sees `context` tokens, itself included."""
         seen = ((*_scored(a), pairs(a, 1, context - 1)) for a in self._attentions)
+        states = sum(2 * a.per_token for a in self._attentions)
         terms = [
             Term("matrices", 2 * self._multiplied, "2·(weights multiplied)", f"2 × {self._multiplied:,}"),
             _sum("attention", "L·4·H·K·min(C, W)", seen),
+            *([Term("states", states, "L·4·H·F·K", f"{states:,}")] if states else []),
             Term("head", self._head, "2·V·D", _times((2, self.spec.vocab, self.spec.width))),
         ]
-        return terms if self.spec.head else terms[:2]
+        return terms if self.spec.head else terms[:-1]
 
     def flops_per_token(self, context: int) -> int:
         """The sum of `per_token`."""
@@ -226,6 +229,8 @@ def hidden(f: FeedSpec) -> int:
 
 def _inside(a: MixerSpec) -> int:
     """Numbers per token that attention holds at its worst moment, counted in the model's dtype."""
+    if isinstance(a, LinearSpec):
+        return 4 * a.heads * a.head_dim + 2 * math.prod(a.state[1]) + math.prod(a.state[0])
     if isinstance(a, AttentionSpec):
         return (7 if a.qk_norm else 4) * a.heads * a.head_dim + 3 * a.kv_heads * a.head_dim
     widest = max(a.kv_rank + a.rope_dim, a.head_dim)  # of a query: folded, or plain

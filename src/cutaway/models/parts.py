@@ -13,8 +13,9 @@ from cutaway.models.spec import LayerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.experts import ExpertsSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
-from cutaway.nn.heads import HeadSpec
+from cutaway.nn.heads import HeadSpec, TransformSpec
 from cutaway.nn.latent import LatentSpec
+from cutaway.nn.linear_attention import LinearSpec
 from cutaway.nn.norms import NormSpec
 from cutaway.nn.position_bias import BucketSpec
 
@@ -55,8 +56,7 @@ def parts(s: Spec) -> Iterator[Part]:
     if s.pooling and s.pooling.dense:
         yield Part("pooler", ("D", "D"), (s.width, s.width), s.width, use="nothing")
     if s.task:
-        if s.task.dense:
-            yield Part("task.dense", ("D", "D"), (s.width, s.width), s.width, use="rows")
+        yield from _transform("task", "D", s.width, s.width, s.task.transform)
         yield Part("task.out", ("labels", "D"), (s.task.labels, s.width), s.task.labels * s.task.bias, use="rows")
     for i, layer in enumerate(s.ahead):
         yield from _ahead(f"ahead.{i}.", s, layer)
@@ -84,13 +84,17 @@ def _stack(s: Spec, rows: int) -> Iterator[Part]:
 
 
 def _head(s: Spec, head: HeadSpec, rows: int) -> Iterator[Part]:
-    if head.transform:
-        yield Part("head.dense", ("D", "E"), (s.width, rows), rows * head.transform.bias, use="rows")
-        yield from _norm("head.norm", "E", rows, head.transform.norm)
+    yield from _transform("head", "E", s.width, rows, head.transform)
     if not head.tied:
         yield Part("head", ("V", "D"), (s.vocab, rows), s.vocab * head.bias, use="rows")
     elif head.bias:
         yield Part("head", ("V",), (s.vocab,), use="scale")
+
+
+def _transform(at: str, symbol: str, width: int, rows: int, transform: TransformSpec | None) -> Iterator[Part]:
+    if transform:
+        yield Part(f"{at}.dense", ("D", symbol), (width, rows), rows * transform.bias, use="rows")
+        yield from _norm(f"{at}.norm", symbol, rows, transform.norm)
 
 
 def _block(at: str, width: int, layer: LayerSpec) -> Iterator[Part]:
@@ -135,6 +139,13 @@ def _latent(at: str, width: int, a: LatentSpec) -> Iterator[Part]:
     yield Part(f"{at}.out", ("(H·V)", "D"), (a.heads * a.value_dim, width), width * a.bias)
 
 
+def _linear(at: str, width: int, a: LinearSpec) -> Iterator[Part]:
+    inner = a.heads * a.head_dim
+    for name in ("q", "k", "v"):
+        yield Part(f"{at}.{name}", ("D", "(H·K)"), (width, inner), inner * a.bias)
+    yield Part(f"{at}.out", ("(H·K)", "D"), (inner, width), width * a.out_bias)
+
+
 def _feed_forward(at: str, width: int, f: FeedForwardSpec) -> Iterator[Part]:
     for name in ("gate", "up") if f.gated else ("up",):
         yield Part(f"{at}.{name}", ("D", "F"), (width, f.width), f.width * f.bias)
@@ -168,5 +179,5 @@ def _norm(module: str, symbol: str, width: int, spec: NormSpec | None) -> Iterat
 
 
 Parts = Callable[[str, int, Any], Iterator[Part]]
-ATTENTION: dict[type, Parts] = {AttentionSpec: _attention, LatentSpec: _latent}
+ATTENTION: dict[type, Parts] = {AttentionSpec: _attention, LatentSpec: _latent, LinearSpec: _linear}
 FEED: dict[type, Parts] = {FeedForwardSpec: _feed_forward, ExpertsSpec: _experts}

@@ -24,18 +24,19 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cutaway.errors import CutawayError
-from cutaway.nn import position_bias, positions
+from cutaway.nn import heads, position_bias, positions
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.embedding import EmbeddingSpec
 from cutaway.nn.experts import ExpertsSpec
 from cutaway.nn.feed_forward import ACTIVATIONS, FeedForwardSpec
 from cutaway.nn.heads import HeadSpec, TaskSpec
 from cutaway.nn.latent import LatentSpec
+from cutaway.nn.linear_attention import LinearSpec
 from cutaway.nn.norms import NormSpec
 from cutaway.nn.position_bias import AlibiSpec, BucketSpec
 from cutaway.nn.positions import RopeSpec
 
-MixerSpec = AttentionSpec | LatentSpec
+MixerSpec = AttentionSpec | LatentSpec | LinearSpec
 FeedSpec = FeedForwardSpec | ExpertsSpec
 
 
@@ -134,6 +135,7 @@ def _inconsistencies(s: Spec) -> Iterator[Fault]:
     yield "pooling", s.pooling is not None and s.encoder is not None, "an encoder has no encoder of its own"
     depth = len(s.layers)
     yield "distinct", s.distinct is not None and not 1 <= s.distinct <= depth, f"{s.distinct} blocks, {depth} layers"
+    yield from ((f"task.{field}", True, why) for field, why in (heads.faults(s.task) if s.task else ()))
     if s.encoder:
         yield "encoder.width", s.encoder.width != s.width, f"{s.encoder.width} is not the decoder's {s.width}"
         yield "encoder.vocab", s.encoder.vocab != s.vocab, f"{s.encoder.vocab} is not the decoder's {s.vocab}"
@@ -190,7 +192,11 @@ def _feed_forward(f: FeedForwardSpec) -> Iterator[Fault]:
     yield "activation", not known, f"{f.activation!r} is not one of {list(ACTIVATIONS)}"
 
 
-CHECKS: dict[type, Any] = {AttentionSpec: _attention, LatentSpec: _latent}
+CHECKS: dict[type, Any] = {
+    AttentionSpec: _attention,
+    LatentSpec: _latent,
+    LinearSpec: lambda a: _rope(a.rope, a.head_dim),  # the rest it checks itself
+}
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

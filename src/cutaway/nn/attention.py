@@ -79,6 +79,9 @@ class AttentionSpec:
     sinks: bool = False
     position_bias: AlibiSpec | BucketSpec | None = None
 
+    per_token = 0  # multiply-adds for a token, whatever it sees
+    state = ()
+
     @property
     def rotated(self) -> int:
         """Width of what is rotated."""
@@ -120,10 +123,20 @@ class Context(Protocol):
         """Run `step(state or None, *parts of one sequence) -> (out, state)` over each sequence."""
         ...
 
+    def reach(self, positions_T: Tensor) -> Tensor:
+        """How long each token's text is, or will be as far as that is known: reach_T, see `rope_frequencies`."""
+        ...
+
 
 def distances(queries: int, keys: int, device: torch.device) -> Tensor:
     """distance_QS: each key's position minus each query's, the last query standing beside the last key."""
     return torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+
+
+def ends(positions_T: Tensor, lengths: list[int]) -> Tensor:
+    """To where the sequence of each token reaches in this batch: its last position plus one, [T]."""
+    count_N = torch.tensor(lengths, device=positions_T.device)
+    return (positions_T[count_N.cumsum(0) - 1] + 1).repeat_interleave(count_N)
 
 
 def visible(queries: int, keys: int, question: Question, device: torch.device, prefix: int = 0) -> Tensor | None:
@@ -247,6 +260,10 @@ class BlockDiagonal:
         """See `Context.scan`: every sequence begins without a state."""
         rows = zip(*(part.split(self.lengths) for part in parts), strict=True)
         return torch.cat([step(None, *row)[0] for row in rows])
+
+    def reach(self, positions_T: Tensor) -> Tensor:
+        """See `Context.reach`: texts are whole."""
+        return ends(positions_T, self.lengths)
 
 
 class Attention(nn.Module):

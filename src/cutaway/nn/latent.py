@@ -47,6 +47,8 @@ class LatentSpec:
 
     window = None  # a token sees everything before it
     position_bias = None
+    per_token = 0
+    state = ()
 
     @property
     def head_dim(self) -> int:

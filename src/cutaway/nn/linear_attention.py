@@ -145,6 +145,8 @@ class LinearSpec:
     causal = True
     window = None
     position_bias = None
+    cached = ()  # a state instead of a growing cache
+    per_pair = 0
 
     def __post_init__(self) -> None:
         for name in ("heads", "head_dim", "chunk"):
@@ -168,6 +170,11 @@ class LinearSpec:
     def rotated(self) -> int:
         """Width of what is rotated."""
         return self.head_dim if self.rope is None else self.rope.dim or self.head_dim
+
+    @property
+    def per_token(self) -> int:
+        """Multiply-adds to add a token to the state and to read it."""
+        return 2 * math.prod(self.state[0])
 
     @property
     def state(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -24,7 +24,7 @@ from cutaway.models.build import build
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import family_of_architecture, family_of_gguf
-from cutaway.models.families.llama import scaling_of_factors
+from cutaway.models.families.rope import scaling_of_factors
 from cutaway.models.families.table import Binding, Family, Row, config_of_gguf, rows_of, spec_of
 from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
@@ -228,9 +228,9 @@ def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     family = family_of_architecture(_architectures(config, path / "config.json"), str(path / "config.json"))
     tensors = safetensors.read(path)
+    config = {**config, **family.observed(config, tensors.shapes)}
     if family.pools:
-        dense = any(name.endswith("pooler.dense.weight") for name in tensors.shapes)
-        config = {**config, "cutaway_pooling": {**_located(path, lambda: _pooling(path)), "dense": dense}}
+        config["cutaway_pooling"] = {**_located(path, lambda: _pooling(path)), **config["cutaway_pooling"]}
     return Checkpoint(
         path=path,
         family=family,

@@ -17,7 +17,7 @@ from cutaway.files import atomic
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
-from cutaway.models.families.llama import rope_factors
+from cutaway.models.families.rope import rope_factors
 from cutaway.models.families.table import (
     Binding,
     Family,

@@ -7,6 +7,7 @@ from kit.mutants import (
     classics,
     experts,
     formats,
+    inside,
     losses,
     models,
     norms,
@@ -29,4 +30,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *losses.MUTANTS,
     *classics.MUTANTS,
     *attention_forms.MUTANTS,
+    *inside.MUTANTS,
 )

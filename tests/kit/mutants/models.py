@@ -182,7 +182,7 @@ BLOCKS = mutants(
         edit(AROUND, "return norm(kept_TD + made_TD)", "return kept_TD + f(norm(x_TD))")),
     ("block: residual dropped under the norm", "values bert",
         edit(AROUND, "norm(kept_TD + made_TD)", "norm(made_TD)")),
-    ("stack: last layer skipped", "values llama", edit(STACK + "transform", "self.places(positions_T, x_TD)", "self.places(positions_T, x_TD)[:-1]")),
+    ("stack: last layer skipped", "values llama", edit(STACK + "transform", "context.reach(positions_T))", "context.reach(positions_T))[:-1]")),
     ("stack: layers backwards", "values llama",
         edit(STACK + "transform", "self.block(i)", "self.block(len(self.layers) - 1 - i)")),
     ("embedding: scale dropped", "values gemma3", edit(EMBEDDING, "self.spec.scale != 1.0", "False")),

@@ -12,6 +12,7 @@ from kit.proofs import (
     classics,
     experts,
     formats,
+    inside,
     losses,
     models,
     norms,
@@ -33,4 +34,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **losses.PROOFS,
     **classics.PROOFS,
     **attention_forms.PROOFS,
+    **inside.PROOFS,
 }

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from cutaway.engine.engine import Engine
+from cutaway.engine.params import SamplingParams
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.nn.norms import RMSNorm
@@ -86,6 +89,23 @@ def cache_values(name: str) -> float:
     )
 
 
+REPLY = 7  # short of where longrope changes its factors, and transformers begins again
+
+
+def generation(name: str) -> float:
+    """Greedy replies by the engine are transformers' own, token for token."""
+    twin = twins.twin(name)
+    model = twins.ours(twin)
+    assert isinstance(model, Decoder)
+    engine = Engine(model, cast(Any, twins.Tokenizerless()))
+    for prompt_T in twins.prompts(twins.RAGGED):
+        events = engine.generate(prompt_T.tolist(), SamplingParams(temperature=0, max_tokens=REPLY))
+        found = [event.choice.token for event in events]
+        expected = twin.reply(prompt_T, REPLY, model.spec.start)
+        assert found == expected, f"{found} instead of {expected}"
+    return 0.0
+
+
 def single_precision(name: str) -> float:
     """In float32 ours stays within rounding of the float64 reference, at late positions too."""
     twin = twins.twin(name)
@@ -139,6 +159,7 @@ TWIN_PROOFS = {
     "values": values,
     "gradients": gradients,
     "cache": cache_values,
+    "generation": generation,
     "float32": single_precision,
     "bfloat16": half_precision,
 }
@@ -146,5 +167,5 @@ PROOFS: dict[str, Callable[[], float]] = {
     f"{kind} {name}": partial(proof, name)
     for name in twins.ARCHITECTURES
     for kind, proof in TWIN_PROOFS.items()
-    if not (kind == "cache" and twins.is_encoder(name))
+    if not (kind in ("cache", "generation") and twins.is_encoder(name))
 } | {"pooler bert": pooler, "bfloat16 norms": norms_in_bfloat16}

@@ -5,10 +5,55 @@ from __future__ import annotations
 import difflib
 
 from cutaway.errors import CutawayError
-from cutaway.models.families import bert, gemma3, gpt2, llama, qwen2, qwen3
+from cutaway.models.families import (
+    bart,
+    bert,
+    bloom,
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_oss,
+    llama,
+    mistral,
+    mixtral,
+    mt5,
+    opt,
+    phi3,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    t5,
+)
 from cutaway.models.families.table import Family
 
-FAMILIES: dict[str, Family] = {m.FAMILY.name: m.FAMILY for m in (llama, qwen2, qwen3, gemma3, gpt2, bert)}
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (
+        gpt2,
+        opt,
+        bloom,
+        llama,
+        mistral,
+        mixtral,
+        qwen2,
+        qwen2_moe,
+        qwen3,
+        qwen3_moe,
+        gemma2,
+        gemma3,
+        phi3,
+        deepseek_v2,
+        deepseek_v3,
+        gpt_oss,
+        bert,
+        t5,
+        mt5,
+        bart,
+    )
+}
 
 
 def family_of_architecture(names: list[str], where: str) -> Family:

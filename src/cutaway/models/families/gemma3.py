@@ -12,6 +12,7 @@ from typing import Any
 from cutaway.errors import CutawayError
 from cutaway.models.families import llama
 from cutaway.models.families.qwen3 import QK_NORM_GGUF_ROWS, QK_NORM_ROWS
+from cutaway.models.families.rope import read_rope, rope_entries
 from cutaway.models.families.table import OFFSET_FROM_ONE, Config, Each, Family, Field, Row, named, same
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -47,15 +48,16 @@ def read_ropes(config: Config) -> Each:
     """A rope per layer: local layers turn with their own, unscaled base."""
     nested = config.get("rope_parameters") or {}
     by_kind = {
-        LOCAL: llama.read_rope(
-            {"rope_theta": config.get("rope_local_base_freq", 1e4), "rope_parameters": nested.get(LOCAL)}
-        ),
-        GLOBAL: llama.read_rope(
+        LOCAL: read_rope(
             {
-                "rope_theta": config.get("rope_theta", 1e6),
-                "rope_scaling": config.get("rope_scaling"),
-                "rope_parameters": nested.get(GLOBAL),
+                **config,
+                "rope_theta": config.get("rope_local_base_freq", 1e4),
+                "rope_scaling": None,
+                "rope_parameters": nested.get(LOCAL),
             }
+        ),
+        GLOBAL: read_rope(
+            {**config, "rope_theta": config.get("rope_theta", 1e6), "rope_parameters": nested.get(GLOBAL)}
         ),
     }
     return Each(by_kind[kind] for kind in layer_types(config))
@@ -81,10 +83,10 @@ def _kinds(local: Iterable[bool]) -> list[str]:
 def write_ropes(ropes: list[dict[str, Any]]) -> dict[str, Any]:
     """Bases of the two kinds; which layer has which follows from the windows. A single kind is told by its base."""
     fast, slow = min(ropes, key=lambda r: r["base"]), max(ropes, key=lambda r: r["base"])
-    return {**llama.write_rope([slow]), "rope_local_base_freq": fast["base"]}
+    return {**rope_entries(slow), "rope_local_base_freq": fast["base"]}
 
 
-def _gemma_row(row: Row) -> Row:
+def gemma_row(row: Row) -> Row:
     """Llama's row under Gemma's names: its `ffn_norm` is 'pre_feedforward', its post norms are further ones."""
     theirs = row.theirs.replace("post_attention_layernorm", "pre_feedforward_layernorm")
     return row._replace(theirs=theirs)
@@ -99,6 +101,12 @@ POST_GGUF_ROWS = (
     Row("blk.{i}.post_ffw_norm.weight", "layers.{i}.ffn_post_norm.weight"),
 )
 
+SCALE = Field(
+    "layer.attention.scale",
+    lambda c: c.get("query_pre_attn_scalar", 256) ** -0.5,
+    lambda scales: {"query_pre_attn_scalar": round(scales[0] ** -2)},
+)
+
 FAMILY = Family(
     name="gemma3",
     model_type="gemma3_text",
@@ -110,11 +118,7 @@ FAMILY = Family(
         named("hidden_activation", "layer.ffn.activation", llama.ACTIVATION_NAMES, "gelu_pytorch_tanh"),
         same("attention_bias", "layer.attention.bias", False),
         Field("layer.attention.out_bias", lambda c: c.get("attention_bias", False)),
-        Field(
-            "layer.attention.scale",
-            lambda c: c.get("query_pre_attn_scalar", 256) ** -0.5,
-            lambda scales: {"query_pre_attn_scalar": round(scales[0] ** -2)},
-        ),
+        SCALE,
         Field("layer.attention.window", read_windows, write_windows),
         Field("layer.attention.rope", read_ropes, write_ropes),
         Field("layer.attention.qk_norm.eps", lambda c: c.get("rms_norm_eps", 1e-6)),
@@ -130,7 +134,7 @@ FAMILY = Family(
         "final_norm.kind": "rms",
         "final_norm.unit_offset": True,
     },
-    rows=(*(_gemma_row(row) for row in llama.ROWS), *QK_NORM_ROWS, *POST_ROWS),
+    rows=(*(gemma_row(row) for row in llama.ROWS), *QK_NORM_ROWS, *POST_ROWS),
     gguf_rows=tuple(
         row._replace(via=OFFSET_FROM_ONE) if "norm" in row.theirs else row
         for row in (*llama.GGUF_ROWS, *QK_NORM_GGUF_ROWS, *POST_GGUF_ROWS)

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from cutaway.errors import CutawayError
+from cutaway.models.families.rope import ROPE, head_dim
 from cutaway.models.families.table import Config, Family, Field, Row, interleaved, named, same
 from cutaway.models.spec import Spec
-from cutaway.nn.positions import RopeScaling, RopeSpec, rope_frequencies
 
 ACTIVATION_NAMES = {
     "silu": "silu",
@@ -24,50 +21,6 @@ ACTIVATION_NAMES = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
-
-
-def head_dim(config: Config) -> int:
-    """`head_dim` where a config states it, else width / heads."""
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-
-
-def rope_parameters(config: Config) -> dict[str, Any]:
-    """Both spellings: {rope_theta, rope_scaling} up to transformers 4, {rope_parameters} from 5 on."""
-    scaling = config.get("rope_scaling") or {}
-    return {"rope_theta": config.get("rope_theta", 10000.0), **scaling, **(config.get("rope_parameters") or {})}
-
-
-def read_rope(config: Config) -> dict[str, Any]:
-    """RopeSpec's fields. Errors: a kind of scaling that is not implemented."""
-    p = rope_parameters(config)
-    kind = p.get("rope_type", p.get("type", "default"))
-    if kind == "default":
-        return {"base": float(p["rope_theta"])}
-    if kind not in ("linear", "llama3"):
-        raise CutawayError(f"rope scaling {kind!r} is not implemented", "config.json", "known: default, linear, llama3")
-    scaling = {"kind": kind, "factor": float(p["factor"])}
-    if kind == "llama3":
-        scaling |= {
-            "low": float(p["low_freq_factor"]),
-            "high": float(p["high_freq_factor"]),
-            "original_context": p["original_max_position_embeddings"],
-        }
-    return {"base": float(p["rope_theta"]), "scaling": scaling}
-
-
-def write_rope(ropes: list[dict[str, Any]]) -> dict[str, Any]:
-    """The entries that transformers 4 and 5 both understand."""
-    base, scaling = ropes[0]["base"], ropes[0]["scaling"]
-    if scaling is None:
-        return {"rope_theta": base}
-    theirs = {"rope_type": scaling["kind"], "factor": scaling["factor"]}
-    if scaling["kind"] == "llama3":
-        theirs |= {
-            "low_freq_factor": scaling["low"],
-            "high_freq_factor": scaling["high"],
-            "original_max_position_embeddings": scaling["original_context"],
-        }
-    return {"rope_theta": base, "rope_scaling": theirs}
 
 
 def sizes(kv_heads: Any = None, dim: Any = None, tied: bool = False) -> tuple[Field, ...]:
@@ -90,7 +43,6 @@ RMS = (
     same("rms_norm_eps", "layer.norm.eps", 1e-6),
     Field("final_norm.eps", lambda c: c.get("rms_norm_eps", 1e-6)),
 )
-ROPE = Field("layer.attention.rope", read_rope, write_rope)
 SCALE = Field("layer.attention.scale", lambda c: head_dim(c) ** -0.5)
 ACTIVATION = named("hidden_act", "layer.ffn.activation", ACTIVATION_NAMES, "silu")
 
@@ -160,22 +112,6 @@ def gguf_dims(spec: Spec) -> dict[str, Any]:
     """Entries that llama.cpp wants beside those of the config."""
     a = spec.layers[0].attention
     return {"rope.dimension_count": a.head_dim, "attention.value_length": a.head_dim}
-
-
-def rope_factors(rope: RopeSpec, dim: int) -> torch.Tensor:
-    """By how much llama3 scaling slows each pair: GGUF keeps this as a tensor, `rope_freqs.weight`, float32 [K/2]."""
-    return (rope_frequencies(RopeSpec(rope.base), dim) / rope_frequencies(rope, dim)).float()
-
-
-def scaling_of_factors(factors: torch.Tensor, base: float, dim: int) -> dict[str, Any]:
-    """The llama3 scaling behind a `rope_freqs.weight`. Errors: factors that no published Llama 3 uses."""
-    for factor in (8.0, 32.0):
-        scaling = RopeScaling("llama3", factor)
-        if torch.allclose(rope_factors(RopeSpec(base, scaling), dim), factors, rtol=1e-3):
-            return write_rope([{"base": base, "scaling": scaling.__dict__}])
-    raise CutawayError(
-        "its factors match no published Llama 3 scaling", "rope_freqs.weight", "convert from the safetensors instead"
-    )
 
 
 FAMILY = Family(

@@ -10,6 +10,7 @@ configuration from which the same `Spec` would not come back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from cutaway.models.spec import LayerSpec, Spec
 Config = Mapping[str, Any]
 LAYER = "layer."  # path prefix: the field of every layer
 ENCODER = "encoder."  # path prefix: a field of the encoder's spec
+BRACKETS = re.compile(r"\[(.*?)\]")
 
 
 class Each(list[Any]):
@@ -33,11 +35,13 @@ class Field(NamedTuple):
     """One row of a configuration table. read: from the whole config. write: the config entries for a spec's value.
 
     For a path under "layer." `read` gives one value for all or an `Each`, and `write` gets the list over layers.
+    given: the path of what `write` gets, where that takes more than the field itself.
     """
 
     path: str
     read: Callable[[Config], Any]
     write: Callable[[Any], dict[str, Any]] = lambda value: {}
+    given: str = ""
 
 
 def same(key: str, path: str, default: Any = None) -> Field:
@@ -51,7 +55,7 @@ def same(key: str, path: str, default: Any = None) -> Field:
             raise CutawayError(f"has no {key!r}", "config.json", "the checkpoint's configuration is incomplete")
         return value
 
-    return Field(path, read, lambda value: {key: _one(value, path)})
+    return Field(path, read, lambda value: {key: one(value, path)})
 
 
 def named(key: str, path: str, names: Mapping[str, str], default: str | None = None) -> Field:
@@ -64,10 +68,10 @@ def named(key: str, path: str, names: Mapping[str, str], default: str | None = N
             raise CutawayError(f"{key} = {theirs!r} is not supported", "config.json", f"known: {', '.join(names)}")
         return names[theirs]
 
-    return Field(path, read, lambda value: {key: back[_one(value, path)]})
+    return Field(path, read, lambda value: {key: back[one(value, path)]})
 
 
-def _one(value: Any, path: str) -> Any:
+def one(value: Any, path: str) -> Any:
     """The single value of a field, or the one that all layers share."""
     if not path.removeprefix(ENCODER).startswith(LAYER):
         return value
@@ -88,11 +92,15 @@ class Row(NamedTuple):
 
     {i} a layer   {j} a layer of the encoder   {m} a block that predicts ahead, {n} the same counted on from the layers
     {e} an expert: theirs has a tensor for each, ours one with all of them, [E, ...]
+
+    What stands in brackets, "[bert.]encoder", is left out by models that have neither head nor task.
+    when: which models of the family have it, where two rows give the same tensor of ours.
     """
 
     theirs: str
     ours: str | tuple[str, ...]
     via: Via | None = None
+    when: Callable[[Spec], bool] = lambda spec: True
 
 
 class Binding(NamedTuple):
@@ -152,6 +160,8 @@ class Family:
     constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
     prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
     gguf_config: config entries that GGUF metadata does not state, from the metadata and the tensor shapes.
+    settle: config entries that the tensors of a directory decide, whatever its config.json says.
+    observed: config entries that only the names of the tensors tell.
     pools: these are encoders; how they make a sentence's vector is kept beside the weights.
     """
 
@@ -164,10 +174,12 @@ class Family:
     gguf_rows: tuple[Row, ...] = ()
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda metadata, shapes: {}
+    settle: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda config, shapes: {}
     gguf_extra: Callable[[Spec], dict[str, Any]] = lambda spec: {}
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
+    observed: Callable[[Config, Mapping[str, Any]], dict[str, Any]] = lambda config, names: {}
     pools: bool = False
     model_type: str = ""
 
@@ -190,10 +202,10 @@ def _assembled(values: dict[str, Any]) -> dict[str, Any]:
     depth, ahead = values.pop("depth"), values.pop("ahead", 0)
     _check_depth(depth)
     layers = [
-        _nest({p.removeprefix(LAYER): _pick(v, i) for p, v in values.items() if p.startswith(LAYER)})
+        nest({p.removeprefix(LAYER): _pick(v, i) for p, v in values.items() if p.startswith(LAYER)})
         for i in range(depth)
     ]
-    nested = _nest({p: v for p, v in values.items() if not p.startswith(LAYER)})
+    nested = nest({p: v for p, v in values.items() if not p.startswith(LAYER)})
     if encoder:
         shared = {name: values[name] for name in ("family", "vocab", "width")}
         nested["encoder"] = _assembled(shared | encoder)
@@ -208,9 +220,9 @@ def config_of(family: Family, spec: Spec) -> dict[str, Any]:
         "model_type": family.model_type or family.name,
     }
     for entry in family.fields:
-        config.update(entry.write(_find(nested, entry.path)))
+        config.update(entry.write(find(nested, entry.given or entry.path)))
     if (back := spec_of(family, config)) != spec:
-        wrong = [p for p in _leaves(nested) if _find(nested, p) != _find(back.to_dict(), p)]
+        wrong = [p for p in _leaves(nested) if find(nested, p) != find(back.to_dict(), p)]
         raise CutawayError(f"cannot express {', '.join(wrong[:4])}", f"family {family.name}", "save another family")
     return config
 
@@ -238,7 +250,8 @@ def gguf_of_config(family: Family, config: Config, spec: Spec) -> dict[str, Any]
 
 def rows_of(rows: tuple[Row, ...], spec: Spec) -> Iterator[Binding]:
     """The table with its numbered rows repeated for each layer, of which the model may have only some."""
-    for row in rows:
+    kept = r"\1" if spec.head or spec.task else ""
+    for row in (row._replace(theirs=BRACKETS.sub(kept, row.theirs)) for row in rows if row.when(spec)):
         yield from (_bound(row, numbers, layer) for numbers, layer in _numbered(row, spec))
 
 
@@ -274,7 +287,7 @@ def _pick(value: Any, i: int) -> Any:
     return value[i] if isinstance(value, Each) else value
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """{"a.b": 1} -> {"a": {"b": 1}}; a path set to None stays None even where others go deeper."""
     nested: dict[str, Any] = {}
     for path, value in flat.items():
@@ -286,14 +299,14 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _find(nested: Mapping[str, Any], path: str) -> Any:
+def find(nested: Mapping[str, Any], path: str) -> Any:
     """The value at a path; for "layer." paths the list over layers; "depth" is their number."""
     if path.startswith(ENCODER):
-        return None if nested["encoder"] is None else _find(nested["encoder"], path.removeprefix(ENCODER))
+        return None if nested["encoder"] is None else find(nested["encoder"], path.removeprefix(ENCODER))
     if path == "depth":
         return len(nested["layers"])
     if path.startswith(LAYER):
-        return [_find(layer, path.removeprefix(LAYER)) for layer in nested["layers"]]
+        return [find(layer, path.removeprefix(LAYER)) for layer in nested["layers"]]
     at: Any = nested
     for name in path.split("."):
         at = None if at is None else at[name]

@@ -1,0 +1,15 @@
+"""mT5 (Xue et al. 2021, arXiv:2010.11934): T5 1.1 in 101 languages, whose head is neither scaled nor, when stored, tied."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cutaway.models.families import t5
+
+FAMILY = replace(
+    t5.FAMILY,
+    name="mt5",
+    architectures=("MT5ForConditionalGeneration",),
+    fields=tuple(field for field in t5.FAMILY.fields if field.path != "head.scale"),
+    observed=lambda config, names: {"tie_word_embeddings": "lm_head.weight" not in names},
+)
