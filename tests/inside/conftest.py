@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from cutaway.weights.checkpoint import Loaded, load
+from cutaway.weights.save import save_directory
 from cutaway.weights.sides import Witness, witness
 from kit.threads import one_thread
 
@@ -19,5 +21,8 @@ def smollm2(smollm2_gguf: Path) -> Loaded:
 
 
 @pytest.fixture(scope="session")
-def smollm2_witness(smollm2_gguf: Path) -> Witness:
-    return witness(str(smollm2_gguf))
+def smollm2_witness(smollm2: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Witness:
+    """By way of safetensors, which transformers reads faster; that these are the GGUF's weights is proven elsewhere."""
+    path = tmp_path_factory.mktemp("models") / "smollm2"
+    save_directory(smollm2.model, smollm2.tokenizer, path, torch.float32)
+    return witness(str(path))

@@ -1,4 +1,4 @@
-"""Views of SmolLM2 against transformers, which reads the same file, and what is known of it."""
+"""Views of SmolLM2 against transformers with the same weights, and what is known of it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.inside import ablation, attention, editing, geometry, lens, patching, trace
 from cutaway.inside.rome import Place, Search
 from cutaway.weights.checkpoint import Loaded
-from cutaway.weights.save import save_directory
 from cutaway.weights.sides import Witness
 
 PROMPT = "The capital of France is"
@@ -40,24 +38,21 @@ def test_maps_are_those_of_transformers_and_rows_sum_to_one(smollm2, theirs) -> 
     assert json.loads(json.dumps(asdict(found)))["layers"] == list(range(30))
 
 
-def test_every_step_of_the_trace_is_what_transformers_computes(smollm2, smollm2_witness) -> None:
+def test_every_step_of_the_trace_is_what_transformers_computes(smollm2, smollm2_witness, theirs) -> None:
     found = trace.follow(smollm2, PROMPT, SamplingParams(temperature=0))
     answer = smollm2_witness.answer(found.ids)
+    expected = {name: trace.left_TN for name, trace in answer.traces.items()}
+    expected |= {f"layers.{n}": hidden[0] for n, hidden in enumerate(theirs.hidden_states[1:-1])}
+    expected |= {f"layers.{n}.attention.weights": weights[0] for n, weights in enumerate(theirs.attentions)}
     steps = {step.name: step for step in found.steps}
-    compared = 0
-    for name, expected in answer.traces.items():
-        if name in steps:
-            left_TN = expected.left_TN.double()
-            scale = float(left_TN.abs().max())
-            assert steps[name].first == pytest.approx(left_TN[-1, : trace.SHOWN].tolist(), abs=1e-4 * max(scale, 1)), (
-                name
-            )
-            assert steps[name].rms == pytest.approx(float(left_TN.square().mean().sqrt()), rel=1e-4), name
-            assert math.prod(steps[name].shape) == left_TN.numel(), name
-            compared += 1
-    assert compared > 30 * 11
+    expected["logits"] = expected.pop("head")
+    assert len(expected) == 30 * (9 + 1) + 29 + 3  # modules with weights, maps, blocks; embedding, final norm, logits
+    for name, tensor in expected.items():
+        rms, last = float(tensor.double().square().mean().sqrt()), tensor[0, -1] if "weights" in name else tensor[-1]
+        assert steps[name].rms == pytest.approx(rms, rel=1e-4), name
+        assert steps[name].first == pytest.approx(last[: trace.SHOWN].tolist(), abs=1e-4 * max(rms, 1)), name
+        assert math.prod(steps[name].shape) == tensor.numel(), name
     logits_TV = answer.result_TN
-    assert steps["logits"].first == pytest.approx(logits_TV[-1, : trace.SHOWN].tolist(), abs=1e-3)
     expected_V = logits_TV[-1].softmax(-1)
     assert found.choice.id == int(expected_V.argmax())
     assert found.choice.probability == pytest.approx(float(expected_V.max()), abs=1e-4)
@@ -104,27 +99,23 @@ def test_analogies_and_neighbors(smollm2) -> None:
     assert (x["king"] > 0) == (x["queen"] > 0) != (x["cat"] > 0)
 
 
-def test_a_fact_is_rewritten_saved_and_read_by_transformers(smollm2, smollm2_witness, tmp_path) -> None:
+def test_a_fact_is_rewritten_and_the_model_is_not_touched(smollm2, smollm2_witness) -> None:
     fact = editing.Fact("The Eiffel Tower is located in the city of", "The Eiffel Tower", "Rome")
     paraphrase, neighbor = "To see the Eiffel Tower you travel to the city of", "The Louvre is located in the city of"
     after, report = editing.rewrite(
         smollm2, fact, Place(5), TEXT, paraphrases=[paraphrase], neighbors=[neighbor], search=Search(steps=12)
     )
     told, followed, aside = report.asked
-    assert told.before < 0.1 < 0.8 < told.after
+    assert told.before < 0.1
+    assert told.after > 0.8
     assert followed.after > 0.5
     assert aside.best_after[0].token == aside.best_before[0].token == "␣Paris"
     assert report.changed == 576 * 1536
-    theirs = smollm2_witness.model.state_dict()
-    own = smollm2.model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in smollm2_witness.tensors.items()), "the model itself"
-    save_directory(after.model, after.tokenizer, tmp_path / "rome", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "rome")
-    differing = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, theirs[name])]
-    assert differing == ["model.layers.5.mlp.down_proj.weight"]
-    with torch.no_grad():
-        logits_V = model(torch.tensor([smollm2.tokenizer.encode(fact.prompt)])).logits[0, -1]
-    assert float(logits_V.softmax(-1)[told.best_after[0].id]) == pytest.approx(told.after, abs=1e-3)
+    own, changed = smollm2.model.state_dict(), after.model.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in smollm2_witness.tensors.items())
+    assert [name for name in own if own[name] is not changed[name] and not torch.equal(own[name], changed[name])] == [
+        "layers.5.ffn.down.weight"
+    ]
 
 
 # ---- bad input

@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.electra.modeling_electra import ElectraForPreTrainingOutput
 from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
 
 from cutaway.engine.cache import KVCache, Spans
@@ -146,6 +147,10 @@ BART_SHAPES = {
     "max_position_embeddings": 64,
 }
 
+LABELS = {0: "neutral", 1: "for", 2: "against"}
+
+ROBERTA_SHAPES = BERT_SHAPES | {"type_vocab_size": 1, "pad_token_id": 5}  # no prompt holds token 5
+
 # name -> configuration class, model class, settings. The name up to the first "-" is the family.
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"rms_norm_eps": 1e-3}),
@@ -166,7 +171,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         {
             "rope_parameters": {"rope_type": "dynamic", "rope_theta": 300.0, "factor": 2.5},
-            "max_position_embeddings": 16,
+            "rms_norm_eps": 1e-3,
         },
     ),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 7, "rms_norm_eps": 1e-5}),
@@ -182,7 +187,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "opt": ("OPTConfig", "OPTForCausalLM", {}),
+    "opt": ("OPTConfig", "OPTForCausalLM", {"activation_function": "relu", "tie_word_embeddings": True}),
     "opt-post": (
         "OPTConfig",
         "OPTForCausalLM",
@@ -278,7 +283,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
         "Qwen3MoeForCausalLM",
-        {"mlp_only_layers": [0], "norm_topk_prob": True, "rms_norm_eps": 1e-3},
+        {"mlp_only_layers": [1], "norm_topk_prob": True, "rms_norm_eps": 1e-3},
     ),
     "qwen3_moe-biased": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {"attention_bias": True, "hidden_act": "gelu"}),
     "deepseek_v2": (
@@ -334,6 +339,22 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", {"tie_word_embeddings": False, "activation_function": "relu"}),
     "bert": ("BertConfig", "BertModel", {"layer_norm_eps": 1e-3}),
     "bert-tanh": ("BertConfig", "BertModel", {"hidden_act": "gelu_new", "type_vocab_size": 3}),
+    "bert-masked": ("BertConfig", "BertForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "bert-classifier": ("BertConfig", "BertForSequenceClassification", {"id2label": LABELS}),
+    "bert-tagger": ("BertConfig", "BertForTokenClassification", {"num_labels": 5}),
+    "bert-span": ("BertConfig", "BertForQuestionAnswering", {}),
+    "roberta": ("RobertaConfig", "RobertaForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "roberta-bare": ("RobertaConfig", "RobertaModel", {"hidden_act": "relu"}),
+    "roberta-classifier": ("RobertaConfig", "RobertaForSequenceClassification", {"num_labels": 4}),
+    "roberta-tagger": ("RobertaConfig", "RobertaForTokenClassification", {"layer_norm_eps": 1e-3}),
+    "xlm_roberta": ("XLMRobertaConfig", "XLMRobertaForMaskedLM", {}),
+    "electra": ("ElectraConfig", "ElectraForPreTraining", {"layer_norm_eps": 1e-3, "hidden_act": "gelu_new"}),
+    "electra-bare": ("ElectraConfig", "ElectraModel", {"embedding_size": 48}),
+    "electra-generator": ("ElectraConfig", "ElectraForMaskedLM", {"hidden_act": "relu"}),
+    "electra-classifier": ("ElectraConfig", "ElectraForSequenceClassification", {"id2label": LABELS}),
+    "albert": ("AlbertConfig", "AlbertForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "albert-groups": ("AlbertConfig", "AlbertModel", {"num_hidden_groups": 2}),
+    "albert-classifier": ("AlbertConfig", "AlbertForSequenceClassification", {"hidden_act": "relu"}),
     "t5": ("T5Config", "T5ForConditionalGeneration", {"layer_norm_epsilon": 1e-3}),
     "t5-gated": (
         "T5Config",
@@ -354,6 +375,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 3, "n_head": 6},
     "gpt2": GPT2_SHAPES,
     "bert": BERT_SHAPES,
+    "roberta": ROBERTA_SHAPES,
+    "xlm_roberta": ROBERTA_SHAPES,
+    "electra": BERT_SHAPES | {"embedding_size": 22},
+    "albert": BERT_SHAPES | {"embedding_size": 22},
     "t5": T5_SHAPES,
     "mt5": T5_SHAPES,
     "bart": BART_SHAPES,
@@ -447,18 +472,15 @@ class Twin:
             forget(self.reference)
             values.append(answer(self.reference(**inputs)))
         weighted(values).backward()
-        gradients = {name: p.grad.clone() for name, p in self.reference.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad.clone() for name, p in parameters(self.reference).items() if p.grad is not None}
         return Answers([value.detach() for value in values], self.saved(gradients))
 
 
 def answer(output: Any) -> Tensor:
-    """What our model would say of one sequence: transformers splits the two numbers of a span, and drops a single one.
-
-    Logits of a discriminator come as [T], ours as [T, 1].
-    """
+    """What it says of its one sequence, as ours does: a span's two numbers together, a single number on an axis."""
     if "start_logits" in output:
         return torch.stack([output.start_logits[0], output.end_logits[0]], -1)
-    return output[0].reshape(*output[0].shape[1:], -1) if type(output).__name__.startswith("Electra") else output[0][0]
+    return output.logits[0][:, None] if isinstance(output, ElectraForPreTrainingOutput) else output[0][0]
 
 
 @cache
@@ -512,7 +534,13 @@ def learned(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
     """Parameters, each once, and what checkpoints hold although no gradient reaches it: a router's bias, say."""
     kept = module.state_dict(keep_vars=True)
     buffers = {name: b for name, b in module.named_buffers(recurse=recurse) if name in kept and b.is_floating_point()}
-    return {**dict(module.named_parameters(recurse=recurse)), **buffers}
+    return {**parameters(module, recurse), **buffers}
+
+
+def parameters(module: nn.Module, recurse: bool = True) -> dict[str, Tensor]:
+    """Each once; a tied one under the name by which it is saved."""
+    tied = getattr(module, "all_tied_weights_keys", {})
+    return {n: p for n, p in module.named_parameters(recurse=recurse, remove_duplicate=False) if n not in tied}
 
 
 @cache
@@ -585,7 +613,7 @@ def said(model: Decoder | Encoder, hidden_TD: Tensor, lengths: tuple[int, ...]) 
     if model.task is None:
         return list(values(model, hidden_TD).split(lengths))
     labels_NL = model.task(hidden_TD, list(lengths))
-    return list(labels_NL.split(lengths) if len(labels_NL) == sum(lengths) else labels_NL)
+    return list(labels_NL.split(lengths) if model.task.spec.at in ("each", "span") else labels_NL)
 
 
 def told(model: Decoder | Encoder, lengths: tuple[int, ...]) -> BlockDiagonal:

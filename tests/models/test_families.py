@@ -26,14 +26,22 @@ HARMLESS = {
     *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "classifier_dropout"),
     *("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout", "layerdrop", "init_std", "hidden_dropout"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn"),
+    *("router_jitter_noise", "router_aux_loss_coef", "output_router_logits"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
 }
 OVERRIDDEN = {
     "qwen2": {"sliding_window", "max_window_layers", "layer_types"},  # use_sliding_window is false
     "qwen3": {"sliding_window", "max_window_layers", "layer_types"},
     "gemma3": {"sliding_window_pattern", "_sliding_window_pattern"},  # layer_types is there
-    "bert": {"tie_word_embeddings"},  # an encoder has no head
+    "qwen2_moe": {"sliding_window", "max_window_layers", "layer_types"},
+    "qwen3_moe": {"sliding_window"},
+    "deepseek_v2": {"head_dim", "qk_head_dim"},  # said by the widths of their two parts
+    "deepseek_v3": {"head_dim", "qk_head_dim", "num_nextn_predict_layers"},  # twice nothing is nothing
+    "gpt_oss": {"hidden_act"},  # its gate is its own
+    "phi3": {"original_max_position_embeddings"},  # without a scaling there is nothing to scale from
+    "bert": {"tie_word_embeddings"},  # the bare encoder has no head
 }
 
 
@@ -89,7 +97,7 @@ def other(value: Any) -> Any:
     return OTHER[type(value)](value)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in FAMILIES])
 def test_nothing_in_a_configuration_is_silently_ignored(name):
     """Another value of any entry gives another spec or an error, or the entry is known not to matter."""
     twin = twins.twin(name)
@@ -104,7 +112,7 @@ def test_nothing_in_a_configuration_is_silently_ignored(name):
     assert ignored - HARMLESS - labels == OVERRIDDEN.get(name, set())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in FAMILIES])
 def test_a_missing_entry_means_what_it_means_to_transformers(name):
     """Or is refused: a default that is guessed differently would be a silently different model."""
     settings = ARCHITECTURES[name][2] | twins.SHAPES.get(name, twins.LLAMA_SHAPES)
@@ -128,7 +136,13 @@ def test_a_missing_entry_means_what_it_means_to_transformers(name):
         ("llama", {"hidden_act": "swoosh"}, "hidden_act"),
         ("llama", {"num_attention_heads": 5}, "kv_heads"),
         ("llama", {"num_hidden_layers": 0}, "layers"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "yarn"),
+        ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "proportional"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.5}}, "rope.scaling.factor"),
+        ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "rope.dim"),
+        ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),

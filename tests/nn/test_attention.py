@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, attend, attention_weights, visible
+from kit.proofs.questions import PROOFS
 
 CPU = torch.device("cpu")
 SPEC = AttentionSpec(heads=6, kv_heads=2, head_dim=5, scale=0.3)
@@ -44,7 +45,9 @@ def by_definition(q_QHK: torch.Tensor, k_SGK: torch.Tensor, v_SGK: torch.Tensor,
 def test_attend_is_the_definition(causal, window, queries, keys):
     spec = replace(SPEC, causal=causal, window=window)
     q_QHK, k_SGK, v_SGK = drawn(queries, 6, 5), drawn(keys, 2, 5, seed=1), drawn(keys, 2, 5, seed=2)
-    out_BHQK = attend(q_QHK.transpose(0, 1)[None], k_SGK.transpose(0, 1)[None], v_SGK.transpose(0, 1)[None], asked(spec))
+    out_BHQK = attend(
+        q_QHK.transpose(0, 1)[None], k_SGK.transpose(0, 1)[None], v_SGK.transpose(0, 1)[None], asked(spec)
+    )
     expected = by_definition(q_QHK, k_SGK, v_SGK, spec)
     torch.testing.assert_close(out_BHQK[0].transpose(0, 1), expected, rtol=1e-12, atol=1e-12)
 
@@ -80,6 +83,21 @@ def test_gradients_are_those_of_the_definition():
     (torch.cat([by_definition(q, k, v, spec) for q, k, v in alone]) * probe).sum().backward()
     for mine, other in zip(*leaves, strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_prefixes_of_a_ragged_batch_are_each_sequence_s_own():
+    lengths, prefixes, question = [5, 3], [3, 0], Question(0.3)
+    q, k, v = drawn(8, 6, 5), drawn(8, 2, 5, seed=1), drawn(8, 2, 5, seed=2)
+    found = BlockDiagonal(lengths, prefixes=prefixes).attend(0, q, k, v, question).split(lengths)
+    rows = zip(*(t.transpose(0, 1).split(lengths, 1) for t in (q, k, v)), prefixes, found, strict=True)
+    for q_HQK, k_GSK, v_GSK, prefix, out in rows:
+        expected = attend(q_HQK[None], k_GSK[None], v_GSK[None], question, prefix)[0]
+        torch.testing.assert_close(out.transpose(0, 1), expected)
+
+
+@pytest.mark.parametrize("name", PROOFS)
+def test_every_kind_of_question_is_answered_as_defined(name):
+    PROOFS[name]()
 
 
 def test_nothing_hidden_needs_no_mask():

@@ -29,7 +29,7 @@ class KVCache:
         self.reach = reach
         self.buffers = [
             [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in layer.attention.cached]
-            for layer in spec.layers
+            for layer in (*spec.layers, *spec.ahead)
         ]
         self.memory_SD: Tensor | None = None
         self.sources: dict[int, tuple[Tensor, Tensor]] = {}

@@ -110,7 +110,7 @@ def run(model: Stack, tokens_T: Tensor, context: Context | None = None) -> Tenso
 def through(model: Stack, x_RD: Tensor, lengths: list[int], first: int = 0, end: int | None = None) -> Tensor:
     """What enters block `first`, of sequences laid end to end -> what leaves the block before `end`."""
     positions_R, context = positions_of(lengths), BlockDiagonal(lengths)
-    for n, place in list(enumerate(model.places(positions_R, x_RD)))[first:end]:
+    for n, place in list(enumerate(model.places(model.spec.layers, positions_R, x_RD)))[first:end]:
         x_RD = model.block(n)(x_RD, n, place, context)
     return x_RD
 

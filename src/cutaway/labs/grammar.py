@@ -11,6 +11,7 @@ Each phrase of three words between subject and verb is another chance to agree w
 from __future__ import annotations
 
 import math
+import random
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,12 @@ from torch import Tensor
 
 DETERMINERS = ("the", "my")
 ADJECTIVES = ("small", "old", "quiet", "green", "tired", "clever", "heavy", "bright")
-NOUNS = tuple(
-    "dog cat friend child teacher boat house tree river stone bird painter guest lamp garden letter king farmer "
-    "window song".split()
-)
+NOUNS = (
+    "dog", "cat", "friend", "pupil", "teacher", "boat", "house", "tree", "river", "stone", "bird", "painter",
+    "guest", "lamp", "garden", "letter", "king", "farmer", "window", "song",
+)  # fmt: skip
 PREPOSITIONS = ("near", "of", "behind", "with", "above")
-VERBS = tuple("sleep sing wait fall shine rest move speak vanish return".split())
+VERBS = ("sleep", "sing", "wait", "fall", "shine", "rest", "move", "speak", "appear", "return")
 ADVERBS = ("often", "today", "again", "slowly", "alone", "here")
 END = "."
 
@@ -46,28 +47,28 @@ class Sentence(NamedTuple):
 
 
 class Dice:
-    """Choices by a generator, with the logarithm of their probabilities added up."""
+    """Choices, with the logarithm of their probabilities added up."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator, self.nats = generator, 0.0
+    def __init__(self, source: random.Random) -> None:
+        self.random, self.nats = source, 0.0
 
     def often(self, p: float) -> bool:
         """True with probability p."""
-        hit = float(torch.rand((), generator=self.generator)) < p
+        hit = self.random.random() < p
         self.nats -= math.log(p if hit else 1 - p)
         return hit
 
     def one(self, words: tuple[str, ...]) -> str:
         """One of the words, the i-th with a probability that falls as 1 / (i + 2)."""
-        weights = 1 / torch.arange(2, len(words) + 2, dtype=torch.float64)
-        i = int(torch.multinomial(weights, 1, generator=self.generator))
-        self.nats -= math.log(weights[i] / weights.sum())
+        weights = [1 / (i + 2) for i in range(len(words))]
+        (i,) = self.random.choices(range(len(words)), weights)
+        self.nats -= math.log(weights[i] / sum(weights))
         return words[i]
 
 
-def sentence(generator: torch.Generator) -> Sentence:
+def sentence(source: random.Random) -> Sentence:
     """One sentence of the grammar."""
-    dice = Dice(generator)
+    dice = Dice(source)
 
     def noun() -> str:
         return dice.one(NOUNS) + ("s" if dice.often(0.5) else "")
@@ -84,12 +85,11 @@ def sentence(generator: torch.Generator) -> Sentence:
     return Sentence([ID[word] for word in (*words, verb, *rest, END)], place, place - subject, dice.nats)
 
 
-def sentences(tokens: int, generator: torch.Generator) -> list[Sentence]:
+def sentences(tokens: int, seed: int) -> list[Sentence]:
     """As many as it takes to have that many tokens."""
-    made: list[Sentence] = []
-    count = 0
+    made, count, source = [], 0, random.Random(seed)
     while count < tokens:
-        made.append(sentence(generator))
+        made.append(sentence(source))
         count += len(made[-1].tokens)
     return made
 

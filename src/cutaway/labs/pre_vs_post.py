@@ -224,9 +224,9 @@ def _checks(
             f"顶层梯度随深度的变化：pre-norm 为 L^{pre:.2f}，post-norm 为 L^{post:.2f}",
         ),
         check(
-            best["pre"] < best["post"] and all(math.isfinite(a.loss) for a in arms),
-            "at its best rate the pre-norm model learns faster in this many steps",
-            "在各自最佳学习率下，同样步数内 pre-norm 学得更快",
+            best["pre"] < best["post"] + 0.1 and all(math.isfinite(a.loss) for a in arms),
+            f"at its best rate the pre-norm model is not behind ({best['pre']:.2f} against {best['post']:.2f})",
+            f"在各自最佳学习率下 pre-norm 不落后（{best['pre']:.2f} 对 {best['post']:.2f}）",
         ),
         check(
             stream[-1] > 50 * stream[0],
@@ -258,10 +258,10 @@ def _verdict(
         f"clipped. The price of pre-norm: in the trained model the stream grows from {stream[0]:.2f} after the "
         f"embedding to {stream[1]:.2f} after the first block and {stream[-1]:.1f} at the top, "
         f"{stream[-1] / stream[0]:.0f} times.",
-        f"第 0 步时，顶层与底层梯度之比 post-norm 为 {tilts['post']:.2f}，pre-norm 为 {tilts['pre']:.2f}（同样不平）；"
-        f"顶层梯度随深度分别为 L^{post:.2f} 和 L^{pre:.2f}。每种 {of} 次训练中，post-norm 有 {len(stuck['post'])} 次（其"
-        f"中 {warm} 次有预热）、pre-norm 有 {len(stuck['pre'])} 次没有明显低于只知道字节频率的 {guess:.2f}；最好的损失"
-        f"分别为 {best['post']:.2f} 和 {best['pre']:.2f}。梯度有裁剪，没有一次发散。pre-norm 的代价：训练好的模型中，残"
-        f"差流从嵌入后的 {stream[0]:.2f} 增至第一块后的 {stream[1]:.2f} 和顶层的 {stream[-1]:.1f}，共 "
+        f"第 0 步时，顶层与底层的梯度比 post-norm 为 {tilts['post']:.2f}，pre-norm 为 {tilts['pre']:.2f}（同样不平）；"
+        f"顶层梯度随深度分别为 L^{post:.2f} 和 L^{pre:.2f}。每种 {of} 次训练中，post-norm 有 {len(stuck['post'])} 次（"
+        f"其中 {warm} 次有预热）、pre-norm 有 {len(stuck['pre'])} 次没有明显低于只知道字节频率的 {guess:.2f}；最好的"
+        f"损失分别为 {best['post']:.2f} 和 {best['pre']:.2f}。梯度有裁剪，没有一次发散。pre-norm 的代价：训练好的模型"
+        f"中残差流从嵌入后的 {stream[0]:.2f} 增至第一块后的 {stream[1]:.2f} 和顶层的 {stream[-1]:.1f}，共 "
         f"{stream[-1] / stream[0]:.0f} 倍。",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -126,7 +126,7 @@ class Stack(nn.Module):
 
     def transform(self, x_TD: Tensor, positions_T: Tensor, context: Context) -> Tensor:
         """From what entered the first block to the hidden states."""
-        for i, place in enumerate(self.places(positions_T, x_TD, context.reach(positions_T))):
+        for i, place in enumerate(self.places(self.spec.layers, positions_T, x_TD, context.reach(positions_T))):
             x_TD = self.block(i)(x_TD, i, place, context)
         return x_TD if self.final_norm is None else self.final_norm(x_TD)
 
@@ -139,12 +139,14 @@ class Stack(nn.Module):
         assert self.head is not None, "this model has no language-model head"
         return self.head(hidden_RD, self.embedding.tokens.weight)
 
-    def places(self, positions_T: Tensor, like: Tensor, reach_T: Tensor | None = None) -> list[Place]:
-        """What each layer is told about positions; layers that turn alike share one table.
+    def places(
+        self, layers: Sequence[LayerSpec], positions_T: Tensor, like: Tensor, reach_T: Tensor | None = None
+    ) -> list[Place]:
+        """What each of the layers is told about positions; those that turn alike share one table.
 
         reach_T: see `Context.reach`, None if all are one text.
         """
-        mixers = [layer.attention for layer in self.spec.layers]
+        mixers = [layer.attention for layer in layers]
         widths = {a.rope: a.rotated for a in mixers if a.rope}
         turns: dict[object, Rotation] = {
             rope: rotation(rope, width, positions_T, like.dtype, reach_T) for rope, width in widths.items()

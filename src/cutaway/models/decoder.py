@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 
 from cutaway.models.block import Block, Stack, positions_of
 from cutaway.models.encoder import Encoder
 from cutaway.models.spec import LayerSpec, Spec
-from cutaway.nn.attention import BlockDiagonal
+from cutaway.nn.attention import BlockDiagonal, Context, Place
 from cutaway.nn.norms import make_norm
 
 
@@ -25,6 +28,11 @@ class Ahead(nn.Module):
         self.block = Block(spec.width, layer)
         self.final_norm = make_norm(spec.final_norm, spec.width)
 
+    def forward(self, next_TD: Tensor, hidden_TD: Tensor, layer: int, place: Place, context: Context) -> Tensor:
+        """hidden'_TD, from the embedding of each position's next token and its hidden state so far."""
+        x_TD = self.project(torch.cat([self.token_norm(next_TD), self.hidden_norm(hidden_TD)], -1))
+        return self.block(x_TD, layer, place, context)
+
 
 class Decoder(Stack):
     """`forward` gives hidden states of every token; `logits` is asked only for the rows somebody will read."""
@@ -32,6 +40,20 @@ class Decoder(Stack):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.ahead = nn.ModuleList(Ahead(spec, layer) for layer in spec.ahead)
+
+    def look_ahead(
+        self, hidden_TD: Tensor, next_T: Tensor, positions_T: Tensor, context: Context, step: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """One token further than `hidden_TD` predicts: hidden states whose `logits` are of the token after the next.
+
+        hidden_TD: of `forward`, or the second tensor that an earlier step gave. next_T: the token after each position.
+        Gives hidden states for `logits`, and those for the following step.
+        """
+        ahead = cast(Ahead, self.ahead[step])
+        next_TD, layer = self.embedding(next_T, positions_T), len(self.spec.layers) + step
+        (place,) = self.places([self.spec.ahead[step]], positions_T, next_TD, context.reach(positions_T))
+        made_TD = ahead(next_TD, hidden_TD, layer, place, context)
+        return ahead.final_norm(made_TD), made_TD
 
 
 class EncoderDecoder(Decoder):

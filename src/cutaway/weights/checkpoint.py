@@ -25,10 +25,11 @@ from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families import family_of_architecture, family_of_gguf
 from cutaway.models.families.rope import scaling_of_factors
-from cutaway.models.families.table import Binding, Family, Row, config_of_gguf, rows_of, spec_of
+from cutaway.models.families.table import Binding, Family, Row, config_of_gguf, kept_in, rows_of, spec_of
 from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import gguf, safetensors, sources
+from cutaway.weights.packed import Unpacked
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 ROPE_FACTORS = "rope_freqs.weight"
@@ -89,7 +90,7 @@ class Checkpoint:
         state: dict[str, Tensor] = {}
         for i, row in enumerate(rows):
             for ours, part in self._parts(row):
-                state[ours] = part.to(device, dtype).requires_grad_(True)
+                state[ours] = part.to(device, kept_in(ours, dtype)).requires_grad_(True)
             each(i + 1, len(rows))
         model = build(self.spec, "meta")
         model.load_state_dict(state, assign=True, strict=False)  # a shared tensor has one name here, two there
@@ -227,7 +228,7 @@ def _gguf_config(file: gguf.GGUF, family: Family, shapes: Mapping[str, tuple[int
 def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     family = family_of_architecture(_architectures(config, path / "config.json"), str(path / "config.json"))
-    tensors = safetensors.read(path)
+    tensors = Unpacked(safetensors.read(path))
     config = {**config, **family.observed(config, tensors.shapes)}
     if family.pools:
         config["cutaway_pooling"] = {**_located(path, lambda: _pooling(path)), **config["cutaway_pooling"]}

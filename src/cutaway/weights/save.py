@@ -25,6 +25,7 @@ from cutaway.models.families.table import (
     config_of,
     config_of_gguf,
     gguf_of_config,
+    kept_in,
     rows_of,
     spec_of,
 )
@@ -118,7 +119,7 @@ def _converted(
 ) -> Iterator[tuple[str, Tensor]]:
     for i, row in enumerate(rows):
         for name, wide in row.save(state, spec).items():
-            narrow = wide.to(dtype).contiguous()
+            narrow = wide.to(kept_in(row.ours[0], dtype)).contiguous()
             if not torch.equal(wide.isinf(), narrow.isinf()):
                 raise CutawayError(f"a weight is too large for {dtype}", name, "write F32 or BF16")
             yield name, narrow

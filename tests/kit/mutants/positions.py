@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from cutaway.models.families.table import split
+from kit.mutants.models import exchanged, rows
 from kit.mutation import edit, mutants
 
+FAMILIES = "cutaway.models.families."
 ROPE, SCALING, BIAS = "cutaway.nn.positions:", "cutaway.nn.rope_scaling:", "cutaway.nn.position_bias:"
 
 # fmt: off
@@ -73,6 +76,21 @@ ADDED = mutants(
     ("relative bias: heads and queries exchanged", "t5 bias", edit(BIAS + "RelativeBias.forward", ".permute(2, 0, 1)", ".permute(2, 1, 0)")),
     ("relative bias: half detached", "t5 bias causal", edit(BIAS + "RelativeBias.forward", "self.weight[", "(self.weight / 2 + self.weight.detach() / 2)[")),
 )
+
+READ = mutants(
+    ("reach: one for the whole batch", "values phi3-long",
+        edit("cutaway.nn.attention:BlockDiagonal.reach", "ends(positions_T, self.lengths)", "ends(positions_T, [len(positions_T)])")),
+    ("reach: of the span, not of the text", "cache phi3-long", edit("cutaway.engine.cache:Spans.reach", ".maximum(told_T)", "")),
+    ("reach: one too long", "values phi3-long", edit("cutaway.nn.attention:ends", "- 1] + 1)", "- 1] + 20)")),
+    ("tables: partial rotation ignored", "values phi3-long", edit(FAMILIES + "rope:read_rope", "part != 1.0", "part > 1.0")),
+    ("tables: yarn's mscale dropped", "values llama-yarn", edit(FAMILIES + "rope:_optional", "float(value)", "None")),
+    ("tables: how far a model is extended, doubled", "values phi3-long", edit(FAMILIES + "rope:_extended", "float(", "2 * float(")),
+    ("tables: gate and up exchanged, fused", "values phi3", rows("phi3", "gate_up_proj.weight", lambda r: r._replace(ours=r.ours[::-1]))),
+    ("tables: fused q, k, v whole matrices for heads", "values bloom", rows("bloom", "query_key_value.*", lambda r: r._replace(via=split(0)))),
+    ("tables: a window in every layer", "values gemma2", edit(FAMILIES + "gemma3:read_windows", "window if kind == LOCAL else None", "window")),
+    ("tables: norms around OPT's sublayers exchanged", "values opt",
+        rows("opt", "layers.*layer_norm*", exchanged("self_attn_layer_norm", "{i}.final_layer_norm"))),
+)
 # fmt: on
 
-MUTANTS = (*ROTATION, *SCALED, *ADDED)
+MUTANTS = (*ROTATION, *SCALED, *ADDED, *READ)

@@ -6,11 +6,13 @@ import difflib
 
 from cutaway.errors import CutawayError
 from cutaway.models.families import (
+    albert,
     bart,
     bert,
     bloom,
     deepseek_v2,
     deepseek_v3,
+    electra,
     gemma2,
     gemma3,
     gpt2,
@@ -25,7 +27,9 @@ from cutaway.models.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    roberta,
     t5,
+    xlm_roberta,
 )
 from cutaway.models.families.table import Family
 
@@ -49,6 +53,10 @@ FAMILIES: dict[str, Family] = {
         deepseek_v3,
         gpt_oss,
         bert,
+        roberta,
+        xlm_roberta,
+        electra,
+        albert,
         t5,
         mt5,
         bart,

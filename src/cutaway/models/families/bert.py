@@ -31,12 +31,7 @@ def norm(config: Config) -> dict[str, Any]:
 
 def transform(config: Config) -> dict[str, Any]:
     """The layer before the vocabulary."""
-    return {"activation": activation(config), "norm": norm(config)}
-
-
-def activation(config: Config) -> str:
-    """That of the feed-forward layers, by our name."""
-    return str(ACTIVATION.read(config))
+    return {"activation": ACTIVATION.read(config), "norm": norm(config)}
 
 
 ACTIVATION = named("hidden_act", "layer.ffn.activation", ACTIVATION_NAMES, "gelu")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cutaway.errors import CutawayError
 from cutaway.models.families import llama, moe
-from cutaway.models.families.rope import read_rope, write_rope
+from cutaway.models.families.rope import read_rope, rope_entries
 from cutaway.models.families.table import Config, Family, Field, Row, Via, named, pair, same
 from cutaway.models.spec import Spec
 from cutaway.nn.latent import LatentSpec
@@ -55,7 +55,7 @@ LATENT = (
     same("v_head_dim", "layer.attention.value_dim"),
     same("attention_bias", "layer.attention.bias", False),
     Field("layer.attention.scale", read_scale),
-    Field("layer.attention.rope", read_rope, write_rope),
+    Field("layer.attention.rope", read_rope, lambda ropes: rope_entries(ropes[0])),
 )
 LATENT_NORMS = {**moe.NORMS, "layer.attention.norm.kind": "rms", "layer.attention.norm.eps": 1e-6}
 SHARED = (

@@ -14,7 +14,7 @@ from cutaway.models.families import deepseek_v2, llama, moe
 from cutaway.models.families.table import Config, Family, Field, Row, same
 
 
-def settle(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def observed(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """How many blocks predict ahead, which transformers drops from the tensors and leaves in the configuration."""
     projects = (re.fullmatch(r"(?:model\.)?layers\.(\d+)\.eh_proj\.weight", name) for name in shapes)
     return {"num_nextn_predict_layers": sum(match is not None for match in projects)}
@@ -77,5 +77,5 @@ FAMILY = Family(
         "rope_interleave": (True,),
     },
     ignored=(*llama.FAMILY.ignored, r"(model\.)?layers\.\d+\.(embed_tokens|shared_head\.head)\.weight"),
-    settle=settle,
+    observed=observed,
 )

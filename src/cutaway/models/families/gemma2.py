@@ -10,7 +10,7 @@ from typing import Any
 
 from cutaway.models.families import gemma3, llama
 from cutaway.models.families.rope import ROPE
-from cutaway.models.families.table import OFFSET_FROM_ONE, Config, Family, Field, Row, named, one, same
+from cutaway.models.families.table import OFFSET_FROM_ONE, Config, Family, Field, named, one, same
 
 LAYERS_OF_27B = 46
 

@@ -48,7 +48,7 @@ FAMILY = Family(
     name="gpt_oss",
     architectures=("GptOssForCausalLM",),
     fields=(
-        *moe.SIZES,
+        *moe.sizes(dim=None),
         *moe.rms(1e-5),
         ROPE._replace(read=lambda c: read_rope(with_yarn(c))),
         llama.SCALE,

@@ -10,7 +10,7 @@ FAMILY = Family(
     name="mixtral",
     architectures=("MixtralForCausalLM",),
     fields=(
-        *moe.SIZES,
+        *moe.sizes(),
         *moe.rms(1e-5),
         ROPE._replace(read=lambda c: read_rope({"rope_theta": 1e6, **c})),
         llama.SCALE,

@@ -10,7 +10,6 @@ from cutaway.models.families import llama
 from cutaway.models.families.rope import head_dim
 from cutaway.models.families.table import Config, Each, Field, Row, find, named, nest, same
 
-SIZES = tuple(field for field in llama.sizes(dim=head_dim) if field.path != "layer.ffn.width")
 DENSE = (
     same("intermediate_size", "width"),
     named("hidden_act", "activation", llama.ACTIVATION_NAMES, "silu"),
@@ -22,6 +21,11 @@ EXPERT = (
     Field("expert.gated", lambda c: True),
 )
 NORMS = {"embedding": {}, "layer.norm.kind": "rms", "final_norm.kind": "rms"}
+
+
+def sizes(dim: Callable[[Config], int] | None = head_dim) -> tuple[Field, ...]:
+    """Those of Llama without the width of its feed-forward layers. dim: see there."""
+    return tuple(field for field in llama.sizes(dim=dim) if field.path != "layer.ffn.width")
 
 
 def rms(eps: float) -> tuple[Field, ...]:
@@ -41,9 +45,8 @@ def feed_forwards(
     """
 
     def read(config: Config) -> Each:
-        sparse, dense = ({f.path: f.read(config) for f in fields} for fields in (experts, DENSE))
-        depth = config["num_hidden_layers"]
-        return Each(nest(dense if is_dense(config, i) else sparse) for i in range(depth))
+        kinds = [DENSE if is_dense(config, i) else experts for i in range(config["num_hidden_layers"])]
+        return Each(nest({f.path: f.read(config) for f in fields}) for fields in kinds)
 
     def write(slots: list[Mapping[str, Any]]) -> dict[str, Any]:
         sparse, dense = ([s for s in slots if ("count" in s) is wanted] for wanted in (True, False))

@@ -40,7 +40,7 @@ FAMILY = Family(
     name="qwen2_moe",
     architectures=("Qwen2MoeForCausalLM",),
     fields=(
-        *moe.SIZES,
+        *moe.sizes(),
         *moe.rms(1e-6),
         ROPE,
         llama.SCALE,

@@ -16,7 +16,7 @@ FAMILY = Family(
     name="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
     fields=(
-        *moe.SIZES,
+        *moe.sizes(),
         *moe.rms(1e-6),
         ROPE,
         llama.SCALE,

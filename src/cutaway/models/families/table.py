@@ -160,7 +160,6 @@ class Family:
     constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
     prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
     gguf_config: config entries that GGUF metadata does not state, from the metadata and the tensor shapes.
-    settle: config entries that the tensors of a directory decide, whatever its config.json says.
     observed: config entries that only the names of the tensors tell.
     pools: these are encoders; how they make a sentence's vector is kept beside the weights.
     """
@@ -174,7 +173,6 @@ class Family:
     gguf_rows: tuple[Row, ...] = ()
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda metadata, shapes: {}
-    settle: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda config, shapes: {}
     gguf_extra: Callable[[Spec], dict[str, Any]] = lambda spec: {}
     requires: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     prefix: str = "model."
@@ -246,6 +244,12 @@ def gguf_of_config(family: Family, config: Config, spec: Spec) -> dict[str, Any]
     stated = {suffix: config[key] for suffix, key in family.gguf_keys.items() if config.get(key) is not None}
     entries = {**stated, **family.gguf_extra(spec)}
     return {"general.architecture": family.gguf, **{f"{family.gguf}.{k}": v for k, v in entries.items()}}
+
+
+def kept_in(ours: str, dtype: torch.dtype) -> torch.dtype:
+    """The type of one of our parameters in a model of `dtype`. A bias that only chooses among experts moves by steps
+    that bfloat16 cannot tell from nothing."""
+    return torch.promote_types(dtype, torch.float32) if ours.endswith(".choice_bias") else dtype
 
 
 def rows_of(rows: tuple[Row, ...], spec: Spec) -> Iterator[Binding]:
