@@ -10,7 +10,10 @@ from cutaway.engine.engine import Engine, TooLong
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.models.block import positions_of
-from cutaway.nn.attention import BlockDiagonal
+from cutaway.models.decoder import EncoderDecoder
+from cutaway.models.families import FAMILIES
+from cutaway.models.families.table import spec_of
+from cutaway.nn.attention import BlockDiagonal, CrossAttention
 from engine.tiny import VOCAB, decoder, tokenizer, told
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -177,3 +180,40 @@ def test_an_impossible_prompt_is_refused_at_once(prompt):
     assert caught.value.where == "prompt"
     assert isinstance(caught.value, TooLong) == (len(prompt) == 256)
     assert not engine.busy
+
+
+def encoder_decoder() -> EncoderDecoder:
+    """A tiny T5, every tensor drawn anew."""
+    config = {"vocab_size": VOCAB, "d_model": 24, "d_kv": 6, "d_ff": 31, "num_layers": 2, "num_heads": 3}
+    model = EncoderDecoder(spec_of(FAMILIES["t5"], {**config, "num_decoder_layers": 3, "decoder_start_token_id": 7}))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1]) ** 0.5
+    return model.eval()
+
+
+def test_an_encoder_decoder_reads_its_source_once(monkeypatch):
+    """Two sequences at a time reply as each alone, and per sequence the source is encoded and projected once."""
+    model, projected, encoded = encoder_decoder(), [], []
+    project, encode = CrossAttention.project, EncoderDecoder.encode
+    monkeypatch.setattr(CrossAttention, "project", lambda s, m: projected.append(len(m)) or project(s, m))
+    monkeypatch.setattr(EncoderDecoder, "encode", lambda s, t, n: encoded.append(n) or encode(s, t, n))
+    prompts = [[5, 9, 31, 7], [100, 3]]
+    engine = Engine(model, tokenizer())
+    together = run(engine, [(prompt, GREEDY) for prompt in prompts])
+    assert encoded == [[4], [2]]
+    assert sorted(projected) == [2] * 3 + [4] * 3
+    assert together == [run(Engine(model, tokenizer()), [(prompt, GREEDY)])[0] for prompt in prompts]
+    assert [len(reply) for reply in together] == [12, 12]
+
+
+def test_the_source_decides_the_reply():
+    engine = Engine(encoder_decoder(), tokenizer())
+    replies = {tuple(reply) for reply in run(engine, [([5, 9, n], GREEDY) for n in range(20, 40)])}
+    assert len(replies) > 1
+
+
+def test_a_source_that_does_not_fit_is_refused():
+    engine = Engine(encoder_decoder(), tokenizer(), context=16)
+    with pytest.raises(TooLong, match="16"):
+        engine.add([1] * 16, SamplingParams())

@@ -22,8 +22,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.models.electra.modeling_electra import ElectraForPreTrainingOutput
 from transformers.models.bloom.modeling_bloom import BloomGelu, bloom_gelu_forward
+from transformers.models.electra.modeling_electra import ElectraForPreTrainingOutput
 
 from cutaway.engine.cache import KVCache, Spans
 from cutaway.models.block import positions_of
@@ -60,15 +60,6 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "beta_fast": 4.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 0.7,
     "original_max_position_embeddings": 16,
 }
 LONGROPE = {
@@ -151,6 +142,21 @@ LABELS = {0: "neutral", 1: "for", 2: "against"}
 
 ROBERTA_SHAPES = BERT_SHAPES | {"type_vocab_size": 1, "pad_token_id": 5}  # no prompt holds token 5
 
+DISTANCES = {  # distances up to 4 have a row each, those beyond 12 the last
+    **{
+        "relative_attention": True,
+        "position_biased_input": False,
+        "share_att_key": True,
+        "pos_att_type": ["c2p", "p2c"],
+    },
+    **{"position_buckets": 8, "max_relative_positions": 12, "norm_rel_ebd": "layer_norm"},
+}
+
+MODERN_ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 3000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+
 # name -> configuration class, model class, settings. The name up to the first "-" is the family.
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"rms_norm_eps": 1e-3}),
@@ -165,7 +171,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "hidden_act": "gelu",
         },
     ),
-    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": YARN, "tie_word_embeddings": True}),
+    "llama-yarn": ("LlamaConfig", "LlamaForCausalLM", {"rope_parameters": {**YARN, "attention_factor": 1.3}}),
     "llama-dynamic": (
         "LlamaConfig",
         "LlamaForCausalLM",
@@ -176,7 +182,11 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 7, "rms_norm_eps": 1e-5}),
     "mistral-whole": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
-    "phi3": ("Phi3Config", "Phi3ForCausalLM", {"rms_norm_eps": 1e-3, "sliding_window": 7}),
+    "phi3": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        {"rms_norm_eps": 1e-3, "sliding_window": 7, "partial_rotary_factor": 0.75},
+    ),
     "phi3-long": (
         "Phi3Config",
         "Phi3ForCausalLM",
@@ -211,6 +221,11 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "final_logit_softcapping": 5.0,
             "rms_norm_eps": 1e-4,
         },
+    ),
+    "gemma2-published": (  # as far as a GGUF file can say it
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {"sliding_window": 7, "query_pre_attn_scalar": 10},
     ),
     "gemma2-uncapped": (
         "Gemma2Config",
@@ -346,7 +361,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("RobertaConfig", "RobertaForMaskedLM", {"layer_norm_eps": 1e-3}),
     "roberta-bare": ("RobertaConfig", "RobertaModel", {"hidden_act": "relu"}),
     "roberta-classifier": ("RobertaConfig", "RobertaForSequenceClassification", {"num_labels": 4}),
-    "roberta-tagger": ("RobertaConfig", "RobertaForTokenClassification", {"layer_norm_eps": 1e-3}),
+    "roberta-tagger": ("RobertaConfig", "RobertaForTokenClassification", {"num_labels": 7}),
     "xlm_roberta": ("XLMRobertaConfig", "XLMRobertaForMaskedLM", {}),
     "electra": ("ElectraConfig", "ElectraForPreTraining", {"layer_norm_eps": 1e-3, "hidden_act": "gelu_new"}),
     "electra-bare": ("ElectraConfig", "ElectraModel", {"embedding_size": 48}),
@@ -355,6 +370,29 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "albert": ("AlbertConfig", "AlbertForMaskedLM", {"layer_norm_eps": 1e-3}),
     "albert-groups": ("AlbertConfig", "AlbertModel", {"num_hidden_groups": 2}),
     "albert-classifier": ("AlbertConfig", "AlbertForSequenceClassification", {"hidden_act": "relu"}),
+    "deberta": ("DebertaV2Config", "DebertaV2ForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "deberta-to-position": ("DebertaV2Config", "DebertaV2Model", {"pos_att_type": "c2p", "norm_rel_ebd": "none"}),
+    "deberta-to-content": (
+        "DebertaV2Config",
+        "DebertaV2ForTokenClassification",
+        {"pos_att_type": ["p2c"], "position_buckets": -1, "max_relative_positions": 6, "type_vocab_size": 2},
+    ),
+    "deberta-classifier": ("DebertaV2Config", "DebertaV2ForSequenceClassification", {"hidden_act": "relu"}),
+    "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM", {"norm_eps": 1e-3}),
+    "modernbert-biased": (
+        "ModernBertConfig",
+        "ModernBertModel",
+        {
+            **{"norm_bias": True, "attention_bias": True, "mlp_bias": True, "hidden_activation": "silu"},
+            **{"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "local_attention": 9},
+        },
+    ),
+    "modernbert-classifier": ("ModernBertConfig", "ModernBertForSequenceClassification", {"id2label": LABELS}),
+    "modernbert-mean": (
+        "ModernBertConfig",
+        "ModernBertForSequenceClassification",
+        {"classifier_pooling": "mean", "norm_bias": True},
+    ),
     "t5": ("T5Config", "T5ForConditionalGeneration", {"layer_norm_epsilon": 1e-3}),
     "t5-gated": (
         "T5Config",
@@ -379,6 +417,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "xlm_roberta": ROBERTA_SHAPES,
     "electra": BERT_SHAPES | {"embedding_size": 22},
     "albert": BERT_SHAPES | {"embedding_size": 22},
+    "deberta": BERT_SHAPES | DISTANCES,
+    "modernbert": BERT_SHAPES | {"local_attention": 12, "rope_parameters": MODERN_ROPES},
     "t5": T5_SHAPES,
     "mt5": T5_SHAPES,
     "bart": BART_SHAPES,
@@ -600,7 +640,8 @@ class Tokenizerless:
 
     def to_gguf(self, vocab: int) -> dict[str, Any]:
         """The smallest vocabulary that readers of GGUF accept."""
-        return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [str(i) for i in range(vocab)]}
+        tokens = [str(i) for i in range(vocab)]
+        return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.padding_token_id": 0}
 
 
 def values(model: Decoder | Encoder, hidden_TD: Tensor) -> Tensor:

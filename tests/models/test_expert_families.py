@@ -3,14 +3,18 @@ predict ahead, published sizes, refusals, and the same tokens as transformers.""
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.modeling_layers import MtpModel
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
@@ -18,19 +22,21 @@ from cutaway.errors import CutawayError
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.families import FAMILIES
-from cutaway.models.families.table import spec_of
+from cutaway.models.families.table import config_of, spec_of
+from cutaway.nn.attention import BlockDiagonal
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.packed import fp8, mxfp4
 from cutaway.weights.save import save_directory
 from kit import twins
 from kit.precision import all_float64
+from kit.proofs.models import agree, bound
 from kit.twins import Tokenizerless
 
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 LLAMA = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4}
 
-# name -> the published configuration, as far as it says what is computed; parameters, and those a token uses.
-PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
+# name -> the published configuration, as far as it says what is computed, and the number of parameters published.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     "Mixtral-8x7B": (
         "mixtral",
         {
@@ -39,7 +45,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"num_local_experts": 8, "num_experts_per_tok": 2},
         },
         46_702_792_704,
-        12_879_925_248,
     ),
     "Qwen1.5-MoE-A2.7B": (
         "qwen2_moe",
@@ -50,7 +55,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"shared_expert_intermediate_size": 5632, "norm_topk_prob": False, "decoder_sparse_step": 1},
         },
         14_315_784_192,
-        2_689_173_504,
     ),
     "Qwen3-30B-A3B": (
         "qwen3_moe",
@@ -60,7 +64,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True},
         },
         30_532_122_624,
-        3_353_554_944,
     ),
     "DeepSeek-V2-Lite": (
         "deepseek_v2",
@@ -73,7 +76,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": False, "scoring_func": "softmax"},
         },
         15_706_484_224,
-        2_661_147_648,
     ),
     "DeepSeek-V3": (
         "deepseek_v3",
@@ -87,7 +89,6 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"num_nextn_predict_layers": 0, "moe_layer_freq": 1},
         },
         671_026_419_200,
-        37_552_297_472,
     ),
     "gpt-oss-120b": (
         "gpt_oss",
@@ -98,17 +99,228 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int, int]] = {
             **{"num_experts_per_tok": 4, "swiglu_limit": 7.0, "rope_theta": 150000.0},
         },
         116_829_156_672,
-        5_712_654_336,
     ),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_model_has_the_published_size(name):
-    """Counted from the configuration; a model without memory holds the same numbers."""
-    family, config, total, active = PUBLISHED[name]
+    """Counted from the configuration; and a token uses all but the experts that it is not sent to."""
+    family, config, total = PUBLISHED[name]
     spec = spec_of(FAMILIES[family], {**LLAMA, **config})
     cost = Cost(spec)
     cost.check(build(spec, "meta"))
     assert cost.parameters == total
-    assert sum(int(p.weights * p.active) + p.bias for p in cost.parts) == active
+    used = sum(int(part.parameters * part.active) for part in cost.parts)
+    count = config.get("num_experts") or config.get("n_routed_experts") or config["num_local_experts"]
+    width, inner = config["hidden_size"], config.get("moe_intermediate_size", config["intermediate_size"])
+    biases = 2 * inner + width if family == "gpt_oss" else 0
+    layers = config["num_hidden_layers"] - config.get("first_k_dense_replace", 0)
+    assert total - used == layers * (count - config["num_experts_per_tok"]) * (3 * width * inner + biases)
+
+
+def test_what_is_said_of_deepseek_v3():
+    """671.03 billion parameters, of which a token uses 36.63 without the input table; 70,272 bytes a token in cache."""
+    cost = Cost(spec_of(FAMILIES["deepseek_v3"], {**LLAMA, **PUBLISHED["DeepSeek-V3"][1]}))
+    used = sum(int(part.parameters * part.active) for part in cost.parts if part.use != "look up")
+    assert round(cost.parameters / 1e9, 2) == 671.03
+    assert round(used / 1e9, 2) == 36.63
+    assert cost.kv_bytes_per_token("bfloat16").value == 70_272
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_generates_the_tokens_that_transformers_generates(name):
+    """Greedy, from prompts of several lengths, in float64, where no tie is a matter of rounding."""
+    twin = twins.twin(name)
+    model = twins.ours(twin)
+    for prompt_T in twins.prompts(twins.RAGGED):
+        with all_float64(), torch.no_grad():
+            mask = torch.ones_like(prompt_T)[None]
+            asked = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            theirs = twin.reference.generate(prompt_T[None], attention_mask=mask, **asked)[0, len(prompt_T) :]
+        events = Engine(model, Tokenizerless()).generate(
+            prompt_T.tolist(), SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        )
+        assert [event.choice.token for event in events] == theirs.tolist()
+
+
+# ---- DeepSeek-V3's block that predicts ahead
+
+
+@cache
+def with_block_ahead() -> tuple[Any, MtpModel, dict[str, Tensor]]:
+    """The twin, transformers' block that predicts ahead, and all tensors by the names of the published checkpoint."""
+    twin = twins.twin("deepseek_v3")
+    depth = twin.reference.config.num_hidden_layers
+    with all_float64():
+        config = copy.deepcopy(twin.reference.config)
+        config.num_nextn_predict_layers = 1
+        main = type(twin.reference)(config)
+        main.load_state_dict(twin.reference.state_dict())
+        block = MtpModel(main, 1).eval()
+        twins.make_loud(block.layers, seed=9)
+    found = dict(twin.state)
+    for name, tensor in block.layers.state_dict().items():
+        at = f"model.layers.{depth}.{name.removeprefix('0.').removeprefix('mtp_block.')}"
+        if at.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            for e, both in enumerate(tensor):
+                parts = zip(("gate", "up"), both.chunk(2), strict=True) if "gate_up" in at else [("down", both)]
+                found |= {f"{at.rpartition('.')[0]}.{e}.{part}_proj.weight": t.clone() for part, t in parts}
+        else:
+            found[at.replace("post_norm", "shared_head.norm")] = tensor.clone()
+    copies = {"embed_tokens": "model.embed_tokens", "shared_head.head": "lm_head"}
+    found |= {f"model.layers.{depth}.{a}.weight": found[f"{b}.weight"].clone() for a, b in copies.items()}
+    return main, block, found
+
+
+@pytest.fixture
+def predicting_ahead(tmp_path) -> Path:
+    """A directory as DeepSeek published it."""
+    main, _, tensors = with_block_ahead()
+    save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "model.safetensors")
+    config = {**main.config.to_dict(), "architectures": ["DeepseekV3ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_the_block_ahead_predicts_what_transformers_predicts(predicting_ahead):
+    """From the model's hidden states and the tokens that follow, every position."""
+    main, block, _ = with_block_ahead()
+    model = open_checkpoint(predicting_ahead).model(torch.float64)
+    (tokens_T,) = twins.prompts((19,))
+    inputs_T, next_T, positions_T, context = tokens_T[:-1], tokens_T[1:], torch.arange(18), BlockDiagonal([18])
+    with all_float64(), torch.no_grad():
+        base = main.get_decoder()
+        theirs_TD = base(inputs_T[None])[0]
+        embedded = base.embed_tokens(next_T[None])
+        turns = base.rotary_emb(embedded, position_ids=positions_T[None])
+        mask = torch.full((18, 18), -torch.inf).triu(1)[None, None]
+        ahead_TD = block.layers[0](embedded, theirs_TD, turns, mask, positions_T[None], None)
+        expected_TV = main.lm_head(ahead_TD)[0]
+    hidden_TD = model(inputs_T, positions_T, context)
+    found_TD, _ = model.look_ahead(hidden_TD, next_T, positions_T, context)
+    agree([model.logits(found_TD)], [expected_TV], bound(torch.float64))
+
+
+def test_blocks_ahead_survive_being_saved(predicting_ahead, tmp_path):
+    model = open_checkpoint(predicting_ahead).model(torch.float64)
+    save_directory(model, Tokenizerless(), tmp_path / "saved", torch.float64)
+    again = open_checkpoint(tmp_path / "saved").model(torch.float64)
+    assert len(again.spec.ahead) == 1
+    found, expected = again.state_dict(), model.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_blocks_ahead_that_transformers_dropped_are_not_missed(predicting_ahead):
+    """It leaves them out when it saves, and their number in config.json."""
+    depth = twins.twin("deepseek_v3").reference.config.num_hidden_layers
+    tensors = load_file(predicting_ahead / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if f"layers.{depth}." not in name}
+    save_file(kept, predicting_ahead / "model.safetensors")
+    assert json.loads((predicting_ahead / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    assert open_checkpoint(predicting_ahead).model().spec.ahead == ()
+
+
+# ---- packed weights
+
+
+def saved(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], architecture: str) -> Path:
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    return path
+
+
+def test_experts_in_mxfp4_are_read(tmp_path):
+    """A directory as OpenAI published it: the same model as with the decoded weights."""
+    settings = {"hidden_size": 64, "intermediate_size": 32, "num_local_experts": 3, "num_experts_per_tok": 2}
+    config = {**twins.twin("gpt_oss").config, **settings}
+    plain = build(spec_of(FAMILIES["gpt_oss"], config))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    save_directory(plain, Tokenizerless(), tmp_path / "plain", torch.bfloat16)
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inner, outer = tensors[name].shape
+        codes = torch.randint(256, (experts, outer, inner // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(118, 124, codes.shape[:-1], generator=generator).to(torch.uint8)
+        tensors[name] = mxfp4(codes, scales)
+        tensors |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+    packed = {n: t for n, t in tensors.items() if f"{n}_blocks" not in tensors}
+    whole = {n: t for n, t in tensors.items() if not n.endswith(("_blocks", "_scales"))}
+    (tmp_path / "packed").mkdir()
+    opened = [
+        open_checkpoint(saved(tmp_path / folder, part, config, "GptOssForCausalLM"))
+        for folder, part in (("packed", packed), ("plain", whole))
+    ]
+    assert opened[0].stored_type("layers.0.ffn.down") == "MXFP4"
+    found, expected = (checkpoint.model().state_dict() for checkpoint in opened)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_in_fp8_are_read(tmp_path):
+    """A directory as DeepSeek published it: matrices in float8 with a scale per tile, each expert's too."""
+    twin = twins.twin("deepseek_v3")
+    matrices = [n for n in twin.state if n.endswith("_proj.weight")]
+    whole = {n: t.float() for n, t in twin.state.items()}
+    packed = dict(whole)
+    for name in matrices:
+        scale = torch.tensor([[whole[name].abs().max() / 448]])
+        packed[name] = (whole[name] / scale).to(torch.float8_e4m3fn)
+        packed[f"{name}_scale_inv"] = scale
+        whole[name] = fp8(packed[name], scale)
+    found, expected = {}, {}
+    for folder, part, state in (("packed", packed, found), ("whole", whole, expected)):
+        (tmp_path / folder).mkdir()
+        path = saved(tmp_path / folder, part, twin.config, "DeepseekV3ForCausalLM")
+        state.update(open_checkpoint(path).model().state_dict())
+    assert len(matrices) > 20
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# ---- what bfloat16 would round away, and what is refused
+
+
+def test_the_bias_that_chooses_keeps_float32_and_gets_no_gradient(tmp_path):
+    twin = twins.twin("deepseek_v3")
+    model = twins.ours(twin, torch.bfloat16)
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("choice_bias")}
+    assert len(biases) == 2
+    assert {(p.dtype, p.requires_grad) for p in biases.values()} == {(torch.float32, False)}
+    assert {p.requires_grad for name, p in model.named_parameters() if name not in biases} == {True}
+    save_directory(model, Tokenizerless(), tmp_path / "saved", torch.bfloat16)
+    types = {name: t.dtype for name, t in load_file(tmp_path / "saved" / "model.safetensors").items()}
+    assert {dtype for name, dtype in types.items() if name.endswith("correction_bias")} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "names"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, r"router\.top_k"),
+        ("mixtral", {"num_local_experts": 0}, "count"),
+        ("qwen2_moe", {"use_sliding_window": True}, "use_sliding_window"),
+        ("qwen3_moe", {"moe_intermediate_size": 0}, r"expert\.width"),
+        ("deepseek_v2", {"num_key_value_heads": 2}, "num_key_value_heads"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method"),
+        ("deepseek_v2", {"n_group": 3}, r"router\.groups"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave"),
+        ("deepseek_v3", {"topk_group": 5}, r"router\.kept_groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, r"router\.top_k"),
+        ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit"),
+        ("gpt_oss", {"sliding_window": None}, "sliding_window"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(name, change, names):
+    twin = twins.twin(name)
+    with pytest.raises(CutawayError, match=names):
+        spec_of(twin.family, twin.config | change)
+
+
+def test_layers_of_several_kinds_are_not_saved_as_if_they_were_of_one():
+    spec = twins.ours(twins.twin("qwen3_moe")).spec
+    ffn = replace(spec.layers[0].ffn, count=9)
+    with pytest.raises(CutawayError, match="two kinds"):
+        config_of(FAMILIES["qwen3_moe"], replace(spec, layers=(replace(spec.layers[0], ffn=ffn), *spec.layers[1:])))

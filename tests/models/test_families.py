@@ -30,6 +30,9 @@ HARMLESS = {
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn"),
     *("router_jitter_noise", "router_aux_loss_coef", "output_router_logits"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    *("summary_last_dropout", "classifier_dropout_prob", "pooler_dropout"),
+    *("mlp_dropout", "embedding_dropout", "sparse_prediction", "sparse_pred_ignore_index"),
+    *("initializer_cutoff_factor", "deterministic_flash_attn", "cls_token_id", "sep_token_id"),
 }
 OVERRIDDEN = {
     "qwen2": {"sliding_window", "max_window_layers", "layer_types"},  # use_sliding_window is false
@@ -40,8 +43,11 @@ OVERRIDDEN = {
     "deepseek_v2": {"head_dim", "qk_head_dim"},  # said by the widths of their two parts
     "deepseek_v3": {"head_dim", "qk_head_dim", "num_nextn_predict_layers"},  # twice nothing is nothing
     "gpt_oss": {"hidden_act"},  # its gate is its own
-    "phi3": {"original_max_position_embeddings"},  # without a scaling there is nothing to scale from
+    "phi3": {"original_max_position_embeddings", "partial_rotary_factor"},  # no scaling; said by rope_parameters
     "bert": {"tie_word_embeddings"},  # the bare encoder has no head
+    "deberta": {"type_vocab_size", "pooler_hidden_size"},  # twice nothing is nothing; a head of words has no pooler
+    "modernbert": {"classifier_pooling"},  # a head of words looks at each token
+    "electra": {"tie_word_embeddings"},  # nor has the discriminator one of words
 }
 
 
@@ -138,7 +144,7 @@ def test_a_missing_entry_means_what_it_means_to_transformers(name):
         ("llama", {"num_hidden_layers": 0}, "layers"),
         ("llama", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "proportional"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0.5}}, "rope.scaling.factor"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "rope.scaling.factor"),
         ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "rope.dim"),
         ("opt", {"word_embed_proj_dim": 32}, "word_embed_proj_dim"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
@@ -149,6 +155,19 @@ def test_a_missing_entry_means_what_it_means_to_transformers(name):
         ("gemma3", {"sliding_window": None}, "sliding_window"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ("modernbert", {"classifier_bias": True}, "classifier_bias"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("bert-masked", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("bert-span", {"id2label": {0: "a"}}, "span"),
+        ("albert", {"inner_group_num": 2}, "inner_group_num"),
+        ("albert", {"num_hidden_groups": 4}, "distinct"),
+        ("deberta", {"conv_kernel_size": 3}, "conv_kernel_size"),
+        ("deberta", {"position_biased_input": True}, "position_biased_input"),
+        ("deberta", {"share_att_key": False}, "share_att_key"),
+        ("deberta", {"pos_att_type": "c2p|p2p"}, "p2p"),
+        ("deberta", {"embedding_size": 32}, "embedding_size"),
+        ("deberta", {"position_buckets": 40}, "buckets"),
+        ("deberta-classifier", {"pooler_hidden_size": 32}, "pooler_hidden_size"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(name, change, names):

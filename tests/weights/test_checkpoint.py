@@ -129,7 +129,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a rotation that is a list": (config(rope_theta=[1]), "bad configuration"),
     "heads that do not divide": (config(num_key_value_heads=3), "3 does not divide heads = 4"),
     "an activation nobody knows": (config(hidden_act="swoosh"), "'swoosh' is not supported"),
-    "a rotation nobody knows": (config(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "'yarn' is not implemented"),
+    "a rotation nobody knows": (
+        config(rope_scaling={"rope_type": "spiral", "factor": 2.0}),
+        "'spiral' is not implemented",
+    ),
     "a missing tensor": (tensors(**{DOWN: None}), "tensor 'model.layers.0.mlp.down_proj.weight' is missing"),
     "a tensor too many": (
         tensors(model__layers__0__mlp__router__weight=lambda t: t),
@@ -221,7 +224,11 @@ BROKEN_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a missing size": ({"llama.embedding_length": None}, {}, "has no 'hidden_size'"),
     "a size in words": ({"llama.embedding_length": "64"}, {}, "width: expected int"),
     "absurdly many layers": ({"llama.block_count": 2**31}, {}, "layers are not plausible"),
-    "a rotation that is scaled": ({"llama.rope.scaling.type": "yarn"}, {}, "rope scaling 'yarn' is not implemented"),
+    "a rotation that is scaled": (
+        {"llama.rope.scaling.type": "spiral"},
+        {},
+        "rope scaling 'spiral' is not implemented",
+    ),
     "a missing tensor": ({}, {"output_norm__weight": lambda t: None}, "'output_norm.weight' is missing"),
     "heads that do not come out even": ({}, {"blk__0__attn_q__weight": lambda t: t[:30]}, r"\[30, 64\] does not give"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, {}, "tokenizer"),
@@ -236,14 +243,21 @@ def test_one_error_says_what_is_broken_in_a_gguf_file(gguf_file: Path, tmp_path:
         load(str(path))
 
 
-def test_the_scaling_of_llama_3_survives_a_gguf_file(tmp_path: Path) -> None:
-    scaling = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        {"rope_type": "linear", "factor": 2.2},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 20.0, "original_max_position_embeddings": 32},
+    ],
+)
+def test_the_scaling_of_a_rotation_survives_a_gguf_file(tmp_path: Path, scaling: dict[str, object]) -> None:
     original = checkpoints.model(rope_theta=500000.0, rope_scaling=scaling)
     save_gguf(original, checkpoints.tokenizer(), tmp_path / "scaled.gguf", "F32")
     assert open_checkpoint(tmp_path / "scaled.gguf").spec == original.spec
@@ -252,7 +266,7 @@ def test_the_scaling_of_llama_3_survives_a_gguf_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "changes", "expected"),
     [
-        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope scaling cannot be written"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling cannot be written"),
         ("llama", {"hidden_act": "gelu"}, "GGUF cannot express layers.0.ffn.activation = gelu"),
         ("llama", {"attention_bias": True}, "GGUF cannot express layers.0.attention.bias = True"),
         (
@@ -314,3 +328,18 @@ def test_a_configuration_is_the_only_thing_that_json_says(whole: Path) -> None:
     saved = json.loads((whole / "config.json").read_text())
     assert {key: saved[key] for key in checkpoints.CONFIG} == checkpoints.CONFIG
     assert saved["dtype"] == "float32"
+
+
+def test_an_unknown_architecture_is_told_what_comes_nearest_and_differs(broken: Path) -> None:
+    """A Llama with a norm that Llama does not have."""
+    from safetensors.torch import load_file, save_file
+
+    configure(broken, architectures=["LemurForCausalLM"])
+    path, extra = broken / "model.safetensors", "model.layers.0.self_attn.v_norm.weight"
+    whole = load_file(path)
+    save_file({**whole, extra: torch.ones(4)}, path)
+    with pytest.raises(CutawayError) as caught:
+        open_checkpoint(broken)
+    assert (
+        f"nearest: LlamaForCausalLM ({len(whole)} of {len(whole) + 1} tensors fit; not '{extra}')" in caught.value.hint
+    )

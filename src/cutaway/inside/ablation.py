@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cutaway.errors import CutawayError
 from cutaway.inside.prompt import Each, Guess, decoder, guesses, read, silent
-from cutaway.inside.sites import ALL, COPIES, Part, Site, Touch, check_layer, states, touched
+from cutaway.inside.sites import ALL, Part, Site, Touch, check_layer, in_groups, states, touched
 from cutaway.models.decoder import Decoder
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.weights.checkpoint import Loaded
@@ -127,9 +127,8 @@ def ablate(
     whole_1TD = touched(model, streams, [[]])
     logits_V, (loss,) = model.logits(whole_1TD[0, -1:])[0], losses(model, whole_1TD, tokens_T)
     effects: list[Effect] = []
-    for i in range(0, len(targets), COPIES):
-        each(i, len(targets))
-        group = targets[i : i + COPIES]
+    for group in in_groups(targets, len(tokens_T)):
+        each(len(effects), len(targets))
         hidden_CTD = touched(model, streams, [[knockout(model, target, how)] for target in group])
         after_CV = model.logits(hidden_CTD[:, -1])
         for target, after_V, other in zip(group, after_CV, losses(model, hidden_CTD, tokens_T), strict=True):

@@ -32,8 +32,9 @@ Change = Callable[[Tensor], Tensor | None]
 """What passes a site -> what passes instead, or None to leave it."""
 
 S = TypeVar("S", bound=Stack)
+T = TypeVar("T")
 ALL = slice(None)
-COPIES = 16  # of a sequence computed at a time
+TOKENS = 512  # computed at a time, unless one copy of a sequence is longer
 
 
 class Site(NamedTuple):
@@ -146,8 +147,14 @@ def states(model: Stack, tokens_T: Tensor) -> list[Tensor]:
 
 def touched(model: Decoder, states_TD: Sequence[Tensor], copies: Sequence[Sequence[Touch]]) -> Tensor:
     """Hidden states of copies of a sequence, each touched in its own way: hidden_CTD. states_TD: see `states`."""
-    groups = [copies[i : i + COPIES] for i in range(0, len(copies), COPIES)]
+    groups = in_groups(copies, len(states_TD[0]))
     return torch.cat([_touched(model, states_TD, group) for group in groups])
+
+
+def in_groups(copies: Sequence[T], tokens: int) -> list[Sequence[T]]:
+    """As many copies of a sequence at a time as make `TOKENS`."""
+    size = max(1, TOKENS // tokens)
+    return [copies[i : i + size] for i in range(0, len(copies), size)]
 
 
 def _touched(model: Decoder, states_TD: Sequence[Tensor], copies: Sequence[Sequence[Touch]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What an output layer split by frequency saves, and that it stays a distribution (Grave et al. 2017, arXiv:1609.04309).
+"""What an output layer split by frequency saves; it stays a distribution (Grave et al. 2017, arXiv:1609.04309).
 
 A full softmax multiplies every token's hidden state with every row of the vocabulary. The adaptive one always does so
 for a shortlist of frequent tokens, and for the rest, in narrower vectors, only when the token is there. What that saves

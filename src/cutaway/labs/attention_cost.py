@@ -185,9 +185,9 @@ def _verdict(measured: list[Measured], shares: list[Share]) -> Words:
         f"memory, not arithmetic. In Llama-3-8B the square is small for long: attention takes "
         f"{_percent([s.counted for s in shares])} of the forward FLOPs at 1k, 8k and 32k tokens, and half at {half:,}.",
         f"从 {measured[0].tokens:,} 到 {last.tokens:,} 个词元，本机上时间增长：不分块 n^{naive:.2f}，"
-        f"分块 n^{tiled:.2f}，PyTorch 内核 n^{kernel:.2f}；内存：不分块 n^{held:.2f}，分块 n^{linear:.2f}（末尾"
-        f"每头 {last.mib[0]:.0f} 对 {last.mib[1]:.1f} MiB）。分块省内存，不省算术。在 Llama-3-8B 中平方项长期很小：1k、8k、32k 词元时注意力占前向"
-        f"运算量的 {_percent([s.counted for s in shares])}，到 {half:,} 个词元才占一半。",
+        f"分块 n^{tiled:.2f}，PyTorch 内核 n^{kernel:.2f}；内存：不分块 n^{held:.2f}，分块 n^{linear:.2f}（末尾每头 "
+        f"{last.mib[0]:.0f} 对 {last.mib[1]:.1f} MiB）。分块省内存，不省算术。在 Llama-3-8B 中平方项长期很小："
+        f"1k、8k、32k 词元时注意力占前向运算量的 {_percent([s.counted for s in shares])}，到 {half:,} 个词元才占一半。",
     )
 
 

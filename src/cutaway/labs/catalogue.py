@@ -9,13 +9,30 @@ from cutaway.labs.attention_steps import attention_steps
 from cutaway.labs.kv_cache import kv_cache
 from cutaway.labs.lab import Lab
 from cutaway.labs.rms_vs_layer import rms_vs_layer
+from cutaway.labs.rope_extrapolation import rope_extrapolation
+from cutaway.labs.rope_scaling import rope_scaling
+from cutaway.labs.rotary import rotary
 from cutaway.labs.sampling import sampling
+from cutaway.labs.sinusoids import sinusoidal
 from cutaway.labs.sqrt_d import sqrt_d
 from cutaway.labs.where_parameters import where_parameters
 from cutaway.labs.why_kv_not_q import why_kv_not_q
 
 LABS: dict[str, Lab] = {
-    lab.id: lab for lab in (where_parameters, attention_steps, sqrt_d, rms_vs_layer, why_kv_not_q, kv_cache, sampling)
+    lab.id: lab
+    for lab in (
+        where_parameters,
+        attention_steps,
+        sqrt_d,
+        sinusoidal,
+        rotary,
+        rope_scaling,
+        rope_extrapolation,
+        rms_vs_layer,
+        why_kv_not_q,
+        kv_cache,
+        sampling,
+    )
 }
 
 

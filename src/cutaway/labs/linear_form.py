@@ -72,7 +72,9 @@ def linear_attention(
 ) -> Finding:
     lengths = [n for n in (SHORTEST * 2**i for i in range(12)) if n <= longest]
     bills = [bill(n, width, repeats, run) for n in run.each(lengths, "tokens")]
-    apart = {spec.feature: max(differences(spec, run)) for spec in run.each(MAPS, "against the definition")}
+    apart: dict[str, float] = {
+        spec.feature: max(differences(spec, run)) for spec in run.each(MAPS, "against the definition")
+    }
     return Finding(
         table=table(COLUMNS, bills),
         plot=_plot(bills),
@@ -193,9 +195,9 @@ def _verdict(bills: list[Bill], width: int) -> Words:
         f"{last.tokens:,} it took {last.linear_ms:.2f} ms against {last.quadratic_ms:.1f}, and {last.softmax_ms:.1f} "
         "for the softmax.",
         f"先把键与值相乘，需 2·n·d² 次乘加而不是 2·n²·d：n = {last.tokens:,}、d = {width} 时计数的运算量少 "
-        f"{last.ratio:.1f} 倍。本机上{zh[0]}这种次序更快；因果情形按 {CHUNK} 个词元分块，{zh[1]}更快；{zh[2]}快过 PyTorch "
-        f"的 softmax 内核。n = {last.tokens:,} 时用时 {last.linear_ms:.2f} 毫秒，另一次序 {last.quadratic_ms:.1f}，"
-        f"softmax {last.softmax_ms:.1f}。",
+        f"{last.ratio:.1f} 倍。本机上{zh[0]}这种次序更快；因果情形按 {CHUNK} 个词元分块，{zh[1]}更快；{zh[2]}快过 "
+        f"PyTorch 的 softmax 内核。n = {last.tokens:,} 时用时 {last.linear_ms:.2f} 毫秒，另一次序 "
+        f"{last.quadratic_ms:.1f}，softmax {last.softmax_ms:.1f}。",
     )
 
 

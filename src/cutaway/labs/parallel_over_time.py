@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cutaway.classics.recurrent import RecurrentLayer, RecurrentLM, RecurrentSpec
+from cutaway.classics.recurrent import RecurrentLM, RecurrentSpec
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
+from cutaway.labs.older_models import attentions, calls, recurrences, seeded
 from cutaway.labs.subject import MODEL, Cached, decoder, logits_of, reading, subject
 from cutaway.labs.timing import interleaved
 from cutaway.labs.training import fresh, small_spec
@@ -75,7 +76,7 @@ def parallel_over_time(
     same = compared(decoder(loaded), reading(loaded, length), run)
     lengths = [n for n in (64 * 4**i for i in range(5)) if n <= longest]
     transformer = fresh(small_spec(vocab=VOCAB, width=width, layers=layers, context=longest), run.seed)
-    lstm = RecurrentLM(VOCAB, RecurrentSpec("lstm", width, layers))
+    lstm = seeded(lambda: RecurrentLM(VOCAB, RecurrentSpec("lstm", width, layers)), run.seed)
     points = [timed((transformer, lstm), n, rows, repeats, run) for n in run.each(lengths, "tokens")]
     rates = dict.fromkeys(points[0].rate, "tokens/s")
     waits = {f"waits: {way}": "" for way in points[0].waits}
@@ -159,26 +160,6 @@ def pytorchs(lstm: RecurrentLM) -> nn.LSTM:
     """The same layers, their loop compiled."""
     spec = lstm.stack.spec
     return nn.LSTM(spec.width, spec.width, spec.layers, batch_first=True)
-
-
-def attentions(model: Decoder) -> list[nn.Module]:
-    """The modules that carry something from one position to another: all positions in one call."""
-    return [module for module in model.modules() if isinstance(module, Attention)]
-
-
-def recurrences(model: RecurrentLM) -> list[nn.Module]:
-    """The same of a recurrent model: one position a call, and the next needs its result."""
-    return [module.recurrent for module in model.modules() if isinstance(module, RecurrentLayer)]
-
-
-def calls(modules: Sequence[nn.Module], way: Callable[[], object]) -> int:
-    """How often they are called, all together."""
-    seen: list[nn.Module] = []
-    handles = [module.register_forward_hook(lambda module, *_: seen.append(module)) for module in modules]
-    way()
-    for handle in handles:
-        handle.remove()
-    return len(seen)
 
 
 # ---- what it comes to

@@ -23,7 +23,8 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.training import fit, fresh, loss_of, next_bytes, prose, small_spec, with_layers
 from cutaway.models.block import positions_of
 from cutaway.models.decoder import Decoder
-from cutaway.nn.attention import BlockDiagonal, Question, attention_weights
+from cutaway.models.spec import LayerSpec
+from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, attention_weights
 from cutaway.nn.positions import RopeSpec, rope_frequencies
 
 TIMES = 4  # texts are this many times as long as the trained length
@@ -33,7 +34,7 @@ ROWS = 8  # texts read at once
 
 
 class Unfinished(NamedTuple):
-    """Of a rotation of `dim` coordinates trained on `context` tokens: the slowest pair, and how many never turn once."""
+    """slowest: wavelength of the last of dim / 2 pairs, in tokens. pairs: how many never turn once within `context`."""
 
     base: float
     dim: int
@@ -145,7 +146,12 @@ def read(model: Decoder, trained: int, texts: int, run: Run) -> Read:
 
 def with_window(model: Decoder, window: int) -> Decoder:
     """The same weights, every layer seeing its last `window` positions."""
-    narrow = fresh(with_layers(model.spec, lambda s: replace(s, attention=replace(s.attention, window=window))), 0)
+
+    def seeing_less(layer: LayerSpec) -> LayerSpec:
+        assert isinstance(layer.attention, AttentionSpec)
+        return replace(layer, attention=replace(layer.attention, window=window))
+
+    narrow = fresh(with_layers(model.spec, seeing_less), 0)
     narrow.load_state_dict(model.state_dict())
     return narrow
 
@@ -193,8 +199,8 @@ def _checks(known: Sequence[Unfinished], found: Read, trained: int) -> list[Chec
             published.pairs == 18 and round(published.slowest) == 54_410,
             f"base 10,000, d = 128: the slowest pair turns once in {published.slowest:,.0f} tokens, and "
             f"{published.pairs} of 64 pairs never turn within 4,096",
-            f"底数 10,000、d = 128：最慢的一对转一圈需 {published.slowest:,.0f} 个词元，64 对中有 {published.pairs} 对在 "
-            f"4,096 内转不完一圈",
+            f"底数 10,000、d = 128：最慢的一对转一圈需 {published.slowest:,.0f} 个词元，64 对中有 {published.pairs} 对"
+            f"在 4,096 内转不完一圈",
         ),
         check(
             math.isclose(whole[0], windowed[0], rel_tol=1e-5),
@@ -203,10 +209,10 @@ def _checks(known: Sequence[Unfinished], found: Read, trained: int) -> list[Chec
         ),
         check(
             whole[-1] - windowed[-1] > 0.2,
-            f"at {TIMES} times the trained length the model is worse for what lies beyond it: loss {whole[-1]:.2f} with "
-            f"all in sight, {windowed[-1]:.2f} with the last {trained} bytes on the same text",
-            f"到训练长度的 {TIMES} 倍处，看到更远反而更差：同样的文本，看全部时损失 {whole[-1]:.2f}，只看最近 {trained} "
-            f"字节时 {windowed[-1]:.2f}",
+            f"at {TIMES} times the trained length the model is worse for what lies beyond it: loss {whole[-1]:.2f} "
+            f"with all in sight, {windowed[-1]:.2f} with the last {trained} bytes on the same text",
+            f"到训练长度的 {TIMES} 倍处，看到更远反而更差：同样的文本，看全部时损失 {whole[-1]:.2f}，只看最近 "
+            f"{trained} 字节时 {windowed[-1]:.2f}",
         ),
     ]
 
@@ -217,20 +223,20 @@ def _verdict(known: Sequence[Unfinished], found: Read, trained: int) -> Words:
     wider = "widens" if min(spread[1:]) > spread[0] else "does not widen"
     wider_zh = "变宽了" if min(spread[1:]) > spread[0] else "并没有变宽"
     return both(
-        f"With base 10,000 and d = 128, {published.pairs} of 64 pairs have not finished a turn after 4,096 tokens; longer "
-        f"texts show them angles that training never did. A small model trained on {trained} bytes ({own.pairs} of "
-        f"{own.dim // 2} pairs unfinished) has a loss of {whole[0]:.2f} within that length and {whole[1]:.2f}, "
-        f"{whole[2]:.2f}, {whole[3]:.2f} in the stretches after it. Shown the last {trained} bytes only, so that no "
-        f"distance is new, it stays at {windowed[1]:.2f}, {windowed[2]:.2f}, {windowed[3]:.2f} on the same text: the "
-        f"unseen distances are what hurts. At the end {found.beyond:.0%} of the attention goes to them. The distribution "
-        f"of scores {wider} there: their standard deviation is {spread[0]:.2f} at trained distances and "
-        f"{min(spread[1:]):.2f} to {max(spread[1:]):.2f} beyond (99.9 % quantile of the size {largest[0]:.1f}, and "
-        f"{min(largest[1:]):.1f} to {max(largest[1:]):.1f}).",
-        f"底数 10,000、d = 128 时，64 对中有 {published.pairs} 对在 4,096 个词元后仍未转完一圈，更长的文本会出现训练中从未见"
-        f"过的角度。一个在 {trained} 字节上训练的小模型（{own.dim // 2} 对中 {own.pairs} 对未转完）在该长度内损失为 "
-        f"{whole[0]:.2f}，之后各段为 {whole[1]:.2f}、{whole[2]:.2f}、{whole[3]:.2f}。若只让它看最近 {trained} 字节、不出现"
-        f"新的距离，同样的文本上为 {windowed[1]:.2f}、{windowed[2]:.2f}、{windowed[3]:.2f}：有害的正是没见过的距离。末段有 "
-        f"{found.beyond:.0%} 的注意力落在这些距离上。分数的分布在那里{wider_zh}：训练过的距离上标准差为 {spread[0]:.2f}，之"
-        f"外为 {min(spread[1:]):.2f} 到 {max(spread[1:]):.2f}（绝对值的 99.9% 分位数为 {largest[0]:.1f}，之外为 "
-        f"{min(largest[1:]):.1f} 到 {max(largest[1:]):.1f}）。",
+        f"With base 10,000 and d = 128, {published.pairs} of 64 pairs have not finished a turn after 4,096 tokens; "
+        f"longer texts show them angles that training never did. A small model trained on {trained} bytes "
+        f"({own.pairs} of {own.dim // 2} pairs unfinished) has a loss of {whole[0]:.2f} within that length and "
+        f"{whole[1]:.2f}, {whole[2]:.2f}, {whole[3]:.2f} in the stretches after it. Shown the last {trained} bytes "
+        f"only, so that no distance is new, it stays at {windowed[1]:.2f}, {windowed[2]:.2f}, {windowed[3]:.2f} on "
+        f"the same text: the unseen distances are what hurts. At the end {found.beyond:.0%} of the attention goes to "
+        f"them. The distribution of scores {wider} there: their standard deviation is {spread[0]:.2f} at trained "
+        f"distances and {min(spread[1:]):.2f} to {max(spread[1:]):.2f} beyond (99.9 % quantile of the size "
+        f"{largest[0]:.1f}, and {min(largest[1:]):.1f} to {max(largest[1:]):.1f}).",
+        f"底数 10,000、d = 128 时，64 对中有 {published.pairs} 对在 4,096 个词元后仍未转完一圈，更长的文本会出现训练中"
+        f"从未见过的角度。一个在 {trained} 字节上训练的小模型（{own.dim // 2} 对中 {own.pairs} 对未转完）在该长度内损"
+        f"失为 {whole[0]:.2f}，之后各段为 {whole[1]:.2f}、{whole[2]:.2f}、{whole[3]:.2f}。若只让它看最近 {trained} 字"
+        f"节、不出现新的距离，同样的文本上为 {windowed[1]:.2f}、{windowed[2]:.2f}、{windowed[3]:.2f}：有害的正是没见过"
+        f"的距离。末段有 {found.beyond:.0%} 的注意力落在这些距离上。分数的分布在那里{wider_zh}：训练过的距离上标准差"
+        f"为 {spread[0]:.2f}，之外为 {min(spread[1:]):.2f} 到 {max(spread[1:]):.2f}（绝对值的 99.9% 分位数为 "
+        f"{largest[0]:.1f}，之外为 {min(largest[1:]):.1f} 到 {max(largest[1:]):.1f}）。",
     )

@@ -164,14 +164,15 @@ def _verdict(found: Sequence[Slowed], factor: float, squeeze: float, unscaled: f
     ranked = sorted(found, key=lambda f: f.loss)
     losses, zh = (sep.join(f"{f.kind} {f.loss:.3f}" for f in ranked) for sep in (", ", "、"))
     return both(
-        f"Interpolation slows all pairs by {factor:g}, the fast ones that tell neighbors apart included. NTK enlarges the "
-        f"base instead: nothing for the fastest pair, {factor:g} for the slowest, in between a geometric passage; YaRN "
-        f"and Llama 3.1 keep all pairs that turn often and slow all that turn rarely. At {factor:g} times the trained "
-        f"length dynamic NTK slows the slowest pair by {dynamic.slowdown_k[-1]:.1f}, more than the factor. Slowed by "
-        f"{squeeze:g} without any tuning, on a text that would have fitted, the model's loss goes from {unscaled:.3f} to: "
-        f"{losses} (dynamic does nothing before a text is too long).",
-        f"线性插值把所有频率对都放慢 {factor:g} 倍，连负责区分相邻词元的快频率也不例外。NTK 则增大底数：最快的一对不变，"
-        f"最慢的一对放慢 {factor:g} 倍，中间按几何级数过渡；YaRN 与 Llama 3.1 保留转得多的频率对，只放慢转得少的。在训练"
-        f"长度的 {factor:g} 倍处，动态 NTK 把最慢的一对放慢 {dynamic.slowdown_k[-1]:.1f} 倍，超过该倍数。不经微调放慢 "
-        f"{squeeze:g} 倍、文本本来就放得下时，模型损失从 {unscaled:.3f} 变为：{zh}（文本未超长时动态缩放不起作用）。",
+        f"Interpolation slows all pairs by {factor:g}, the fast ones that tell neighbors apart included. NTK enlarges "
+        f"the base instead: nothing for the fastest pair, {factor:g} for the slowest, in between a geometric passage; "
+        f"YaRN and Llama 3.1 keep all pairs that turn often and slow all that turn rarely. At {factor:g} times the "
+        f"trained length dynamic NTK slows the slowest pair by {dynamic.slowdown_k[-1]:.1f}, more than the factor. "
+        f"Slowed by {squeeze:g} without any tuning, on a text that would have fitted, the model's loss goes from "
+        f"{unscaled:.3f} to: {losses} (dynamic does nothing before a text is too long).",
+        f"线性插值把所有频率对都放慢 {factor:g} 倍，连负责区分相邻词元的快频率也不例外。NTK 则增大底数：最快的一对不"
+        f"变，最慢的一对放慢 {factor:g} 倍，中间按几何级数过渡；YaRN 与 Llama 3.1 保留转得多的频率对，只放慢转得少的。"
+        f"在训练长度的 {factor:g} 倍处，动态 NTK 把最慢的一对放慢 {dynamic.slowdown_k[-1]:.1f} 倍，超过该倍数。不经微"
+        f"调放慢 {squeeze:g} 倍、文本本来就放得下时，模型损失从 {unscaled:.3f} 变为：{zh}（文本未超长时动态缩放不起作"
+        f"用）。",
     )

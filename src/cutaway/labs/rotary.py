@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, loss_of, reading, subject
@@ -23,7 +23,6 @@ from cutaway.models.decoder import Decoder
 from cutaway.nn.attention import Attention
 from cutaway.nn.positions import (
     RopeSpec,
-    deinterleave,
     interleave,
     rope_frequencies,
     rotate,
@@ -91,7 +90,7 @@ def identity_error(width: int, dtype: torch.dtype, triples: int, furthest: int, 
 
 
 def layouts(width: int, generator: torch.Generator) -> tuple[float, float]:
-    """Largest relative difference between the scores of the two layouts: coordinates permuted, and left as they were."""
+    """Largest relative difference between the scores of the two layouts: coordinates permuted, and left alone."""
     q_T1K, k_T1K = torch.randn(2, FURTHEST, 1, width, generator=generator, dtype=torch.float64)
     turn = rotation(RopeSpec(), width, torch.arange(FURTHEST), torch.float64)
 
@@ -126,7 +125,9 @@ def reordered(model: Decoder) -> Decoder:
 
 
 def _table(identities: list[Identity], permuted: float, mixed: float, losses: tuple[float, float]) -> Table:
-    rows = [[f"identity, {i.width} dimensions, {i.precision}", i.error, "of |q| |k|"] for i in identities]
+    rows: list[list[Cell]] = [
+        [f"identity, {i.width} dimensions, {i.precision}", i.error, "of |q| |k|"] for i in identities
+    ]
     rows += [["layouts, permuted", permuted, "of the largest score"], ["layouts, mixed", mixed, "of the largest score"]]
     rows += [["model, its own layout", losses[0], "nats"], ["model, the other layout", losses[1], "nats"]]
     return table({"comparison": "", "error or loss": "", "measured in": ""}, rows)
@@ -169,13 +170,13 @@ def _checks(identities: list[Identity], permuted: float, mixed: float, losses: t
 def _verdict(identities: list[Identity], permuted: float, mixed: float, losses: tuple[float, float]) -> Words:
     at = {(i.width, i.precision): i.error for i in identities}
     return both(
-        f"Turning the query back by m and the key on by n is one turn by n − m: on random vectors the two sides differ "
-        f"by {at[2, 'float64']:.0e} in 2 and {at[64, 'float64']:.0e} in 64 dimensions (float64; {at[64, 'float32']:.0e} in "
-        f"float32, {at[64, 'bfloat16']:.0e} in bfloat16). Which coordinates form a pair is a convention: permuted, the "
-        f"two layouts agree to {permuted:.0e}; mixed, scores are off by up to {mixed:.0%}, and the trained model's loss "
-        f"goes from {losses[0]:.2f} to {losses[1]:.2f}.",
-        f"查询往回转 m、键往前转 n，合起来就是转 n − m：随机向量上两边在 2 维相差 {at[2, 'float64']:.0e}，在 64 维相差 "
-        f"{at[64, 'float64']:.0e}（float64；float32 为 {at[64, 'float32']:.0e}，bfloat16 为 {at[64, 'bfloat16']:.0e}）。"
-        f"哪两个坐标组成一对只是约定：经置换两种布局一致到 {permuted:.0e}；混用时分数最多偏差 {mixed:.0%}，训练好的模"
-        f"型损失从 {losses[0]:.2f} 变为 {losses[1]:.2f}。",
+        f"Turning the query back by m and the key on by n is one turn by n − m: on random vectors the two sides "
+        f"differ by {at[2, 'float64']:.0e} in 2 and {at[64, 'float64']:.0e} in 64 dimensions (float64; "
+        f"{at[64, 'float32']:.0e} in float32, {at[64, 'bfloat16']:.0e} in bfloat16). Which coordinates form a pair is "
+        f"a convention: permuted, the two layouts agree to {permuted:.0e}; mixed, scores are off by up to "
+        f"{mixed:.0%}, and the trained model's loss goes from {losses[0]:.2f} to {losses[1]:.2f}.",
+        f"查询往回转 m、键往前转 n，合起来就是转 n − m：随机向量上两边在 2 维相差 {at[2, 'float64']:.0e}，在 64 维相"
+        f"差 {at[64, 'float64']:.0e}（float64；float32 为 {at[64, 'float32']:.0e}，bfloat16 为 "
+        f"{at[64, 'bfloat16']:.0e}）。哪两个坐标组成一对只是约定：经置换两种布局一致到 {permuted:.0e}；混用时分数最多"
+        f"偏差 {mixed:.0%}，训练好的模型损失从 {losses[0]:.2f} 变为 {losses[1]:.2f}。",
     )

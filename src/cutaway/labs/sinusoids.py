@@ -10,6 +10,7 @@ rows know the distance of their positions and nothing else.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
@@ -119,7 +120,7 @@ def _plot(alike: list[float], width: int) -> Plot:
 
 def _checks(found: list[Waves]) -> list[Check]:
     shift, inner = max(w.shift for w in found), max(w.inner / w.width for w in found)
-    rising = all(a.longest < b.longest for a, b in zip(found, found[1:], strict=False))
+    rising = all(a.longest < b.longest for a, b in pairwise(found))
     shortest, longest, end = found[0].shortest, found[-1].longest, 2e4 * math.pi
     return [
         check(

@@ -24,6 +24,7 @@ from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.spec import MixerSpec
 from cutaway.nn.attention import Attention, CrossAttention, attend
+from cutaway.nn.disentangled import DisentangledAttention, Relative
 from cutaway.nn.embedding import Embedding
 from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward
 from cutaway.nn.heads import Head, TaskHead
@@ -124,7 +125,7 @@ class Anatomist:
     def _children(self, path: str, module: nn.Module) -> Iterator[Node]:
         parts = dict(module.named_children())
         for name in _order(module, list(parts)):
-            if isinstance(module, Attention | LatentAttention) and name == "out":
+            if isinstance(module, Attention | LatentAttention | DisentangledAttention) and name == "out":
                 yield from self._question(path, module.spec)
             if any(True for _ in parts[name].parameters()) or isinstance(parts[name], Head):
                 yield self._module(f"{path}.{name}".lstrip("."), parts[name])
@@ -180,7 +181,7 @@ class Anatomist:
 
 def _order(module: nn.Module, names: list[str]) -> list[str]:
     """The order in which a token passes the parts."""
-    if isinstance(module, Attention | LatentAttention):
+    if isinstance(module, Attention | LatentAttention | DisentangledAttention):
         early = ATTENTION if isinstance(module, LatentAttention) else ("q", "k", "v", "q_norm", "k_norm", "out")
         return [name for name in early if name in names]
     if isinstance(module, Block):
@@ -254,6 +255,8 @@ ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     Attention: lambda m, path, model: _attention(m, model.spec.width),
     CrossAttention: lambda m, path, model: _attention(m, model.spec.width),
     LatentAttention: lambda m, path, model: _rows(model.spec.width, model.spec.width, **_plain(m.spec)),
+    DisentangledAttention: lambda m, path, model: _rows(model.spec.width, model.spec.width, **_plain(m.spec)),
+    Relative: lambda m, path, model: Role("[N]", f"[N, {model.spec.width}]", {"rows": len(m.weight)}),
     Head: lambda m, path, model: _head(m, model),
     TaskHead: lambda m, path, model: _rows(model.spec.width, m.spec.labels, "B", **_plain(m.spec)),
     FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),

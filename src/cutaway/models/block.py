@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cutaway.models.cost import Cost
 from cutaway.models.spec import FeedSpec, LayerSpec, MixerSpec, Spec
 from cutaway.nn.attention import Attention, AttentionSpec, Context, CrossAttention, Place
+from cutaway.nn.disentangled import DisentangledAttention, DisentangledSpec, Relative
 from cutaway.nn.dropout import dropout
 from cutaway.nn.embedding import Embedding
 from cutaway.nn.experts import Experts, ExpertsSpec
@@ -26,6 +27,7 @@ MIXERS: dict[type, Callable[[int, Any], nn.Module]] = {
     AttentionSpec: Attention,
     LatentSpec: LatentAttention,
     LinearSpec: LinearAttention,
+    DisentangledSpec: DisentangledAttention,
 }
 FEEDS: dict[type, Callable[[int, Any], nn.Module]] = {FeedForwardSpec: FeedForward, ExpertsSpec: Experts}
 
@@ -98,6 +100,7 @@ class Stack(nn.Module):
         self.final_norm = make_norm(spec.final_norm, spec.width) if spec.final_norm else None
         bias, heads = spec.position_bias, spec.layers[0].attention.heads
         self.position_bias = make_bias(bias, heads) if bias else None
+        self.relative = Relative(spec.width, spec.relative) if spec.relative else None
         rows = spec.embedding.width or spec.width
         self.head = Head(spec.vocab, spec.width, rows, spec.head) if spec.head else None
         self.task = TaskHead(spec.width, spec.task) if spec.task else None
@@ -151,7 +154,8 @@ class Stack(nn.Module):
         turns: dict[object, Rotation] = {
             rope: rotation(rope, width, positions_T, like.dtype, reach_T) for rope, width in widths.items()
         }
-        return [Place(turns.get(a.rope), self.position_bias if a.position_bias else None) for a in mixers]
+        rows_ND = self.relative() if self.relative is not None else None
+        return [Place(turns.get(a.rope), self.position_bias if a.position_bias else None, rows_ND) for a in mixers]
 
 
 def positions_of(lengths: list[int], device: torch.device | None = None) -> Tensor:

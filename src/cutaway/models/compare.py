@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cutaway.models.families.table import Row, rows_of
+from cutaway.models.families.table import Row, Via, rows_of
 from cutaway.models.spec import Spec
 
 FLOAT32 = 1e-6  # numbers that differ by less are the same one, written by formats of different precision
@@ -92,15 +92,17 @@ def trace(
     traces: dict[str, Trace] = {}
 
     def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-            entered, left = (_rows(x, tokens) for x in (arguments[0] if arguments else None, output))
+        def record(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            entered, left = (_rows(x, tokens) for x in (next(iter((*arguments, *named.values())), None), output))
             if entered is not None and left is not None:
                 traces[name] = Trace(entered, left)
 
         return record
 
     chosen = names or {name: name for name, _ in model.named_modules() if name}
-    handles = [model.get_submodule(own).register_forward_hook(recorder(name)) for own, name in chosen.items()]
+    handles = [
+        model.get_submodule(own).register_forward_hook(recorder(name), with_kwargs=True) for own, name in chosen.items()
+    ]
     try:
         with torch.inference_mode():
             run()
@@ -111,7 +113,11 @@ def trace(
 
 
 def _rows(x: Any, tokens: int) -> Tensor | None:
-    """A copy of x with a row per token, of [T, ...], or of others' [1, T, ...] and [1, H, T, K]; None for all else."""
+    """A copy of x with a row per token, of [T, ...], or of others' [1, T, ...] and [1, H, T, K]; None for all else.
+
+    Of several things that a module gives at once, the first: a router's logits.
+    """
+    x = x[0] if isinstance(x, tuple) and x else x
     if not isinstance(x, Tensor) or (x.dim() == 4 and x.shape[1] == x.shape[2]):  # heads or tokens first?
         return None
     if x.dim() == 4 and x.shape[2] == tokens:
@@ -119,12 +125,29 @@ def _rows(x: Any, tokens: int) -> Tensor | None:
     return x.detach().clone().reshape(tokens, -1) if tokens in x.shape[:2] else None
 
 
-def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, tuple[str, ...]]:
-    """Their module -> ours, for every module that holds parameters; a fused one of theirs is several of ours."""
-    found = {}
+class Counterpart(NamedTuple):
+    """Our modules for one of theirs, several where theirs is fused; via: how what it gives becomes what ours give."""
+
+    ours: tuple[str, ...]
+    via: Via | None
+
+    def split(self, whole: Trace, spec: Spec) -> Iterator[tuple[str, Trace]]:
+        """Our modules' traces from theirs; a layer's outputs are laid out as the rows of its matrix."""
+        parts = (whole.left_TN.T,) if self.via is None else self.via.load(whole.left_TN.T, spec)
+        for name, left_NT in zip(self.ours, parts, strict=True):
+            yield name, Trace(whole.entered_TN, left_NT.T)
+
+
+def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, Counterpart]:
+    """Their module -> ours, for every module that holds parameters. Experts are not told apart: the whole layer is."""
+    found: dict[str, Counterpart] = {}
     for row in rows_of(rows, spec):
+        theirs, _, part = row.theirs[0].rpartition(".")
         ours = tuple(_site(name.rpartition(".")[0], spec) for name in row.ours)
-        found[row.theirs[0].rpartition(".")[0]] = ours
+        if ours[0].endswith(".ffn"):
+            found[theirs.partition(".experts")[0]] = Counterpart(ours[:1], None)
+        elif part == "bias" or theirs not in found:  # the bias tells more, if there is one: no matrix is turned by it
+            found[theirs] = Counterpart(ours, None if ours[0].startswith("embedding") else row.via)
     return found
 
 

@@ -3,7 +3,8 @@
 Exact: parameters, which `Cost.check` holds against a model's tensors; bytes of weights and KV cache; FLOPs of
 matrix multiplications, 2 per multiply-add (as in Kaplan et al. 2020, arXiv:2001.08361): projections,
 feed-forward, head, and attention's scores and weighted sums over the keys that a token may see.
-Not counted, because small: norms, rotation, softmax, activation functions, biases, residual sums, sampling.
+Not counted, because small: norms, rotation, softmax, activation functions, biases, residual sums, sampling; and
+DeBERTa's projections of its table of distances, which a batch of any size makes once per layer.
 Upper bounds: the memory of activations and logits.
 
 Symbols, also in the formulas that users are shown:
@@ -28,6 +29,7 @@ from cutaway.errors import CutawayError
 from cutaway.models.parts import Part, parts
 from cutaway.models.spec import FeedSpec, MixerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
+from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.linear_attention import LinearSpec
 
@@ -85,11 +87,12 @@ class Cost:
     def per_token(self, context: int) -> list[Term]:
         """FLOPs of generating one token that sees `context` tokens, itself included."""
         seen = ((*_scored(a), pairs(a, 1, context - 1)) for a in self._attentions)
-        states = sum(2 * a.per_token for a in self._attentions)
+        beside = sum(2 * a.per_token for a in self._attentions)
+        name, formula = ("distances", "L·4·H·K·rows") if self.spec.relative else ("states", "L·4·H·F·K")
         terms = [
             Term("matrices", 2 * self._multiplied, "2·(weights multiplied)", f"2 × {self._multiplied:,}"),
             _sum("attention", "L·4·H·K·min(C, W)", seen),
-            *([Term("states", states, "L·4·H·F·K", f"{states:,}")] if states else []),
+            *([Term(name, beside, formula, f"{beside:,}")] if beside else []),
             Term("head", self._head, "2·V·D", _times((2, self.spec.vocab, self.spec.width))),
         ]
         return terms if self.spec.head else terms[:-1]
@@ -233,6 +236,8 @@ def _inside(a: MixerSpec) -> int:
         return 4 * a.heads * a.head_dim + 2 * math.prod(a.state[1]) + math.prod(a.state[0])
     if isinstance(a, AttentionSpec):
         return (7 if a.qk_norm else 4) * a.heads * a.head_dim + 3 * a.kv_heads * a.head_dim
+    if isinstance(a, DisentangledSpec):
+        return a.heads * (7 * a.head_dim + 4 * a.span)
     widest = max(a.kv_rank + a.rope_dim, a.head_dim)  # of a query: folded, or plain
     return 4 * a.heads * widest + 2 * a.heads * a.value_dim + (a.query_rank or 0) + 2 * (a.kv_rank + a.rope_dim)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cutaway.models.spec import LayerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
+from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.experts import ExpertsSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.heads import HeadSpec, TransformSpec
@@ -77,6 +78,9 @@ def _stack(s: Spec, rows: int) -> Iterator[Part]:
     if isinstance(s.position_bias, BucketSpec):
         table = (s.position_bias.buckets, s.layers[0].attention.heads)
         yield Part("position_bias", ("buckets", "H"), table, use="look up")
+    if s.relative:
+        yield Part("relative", ("N", "D"), (2 * s.relative.span, s.width), use="look up")
+        yield from _norm("relative.norm", "D", s.width, s.relative.norm)
     runs = Counter(s.block_of(i) for i in range(len(s.layers)))
     for i, layer in enumerate(s.blocks):
         yield from (replace(part, times=runs[i]) for part in _block(f"layers.{i}.", s.width, layer))
@@ -146,6 +150,13 @@ def _linear(at: str, width: int, a: LinearSpec) -> Iterator[Part]:
     yield Part(f"{at}.out", ("(H·K)", "D"), (inner, width), width * a.out_bias)
 
 
+def _disentangled(at: str, width: int, a: DisentangledSpec) -> Iterator[Part]:
+    inner = a.heads * a.head_dim
+    for name in ("q", "k", "v"):
+        yield Part(f"{at}.{name}", ("D", "(H·K)"), (width, inner), inner)
+    yield Part(f"{at}.out", ("(H·K)", "D"), (inner, width), width)
+
+
 def _feed_forward(at: str, width: int, f: FeedForwardSpec) -> Iterator[Part]:
     for name in ("gate", "up") if f.gated else ("up",):
         yield Part(f"{at}.{name}", ("D", "F"), (width, f.width), f.width * f.bias)
@@ -179,5 +190,10 @@ def _norm(module: str, symbol: str, width: int, spec: NormSpec | None) -> Iterat
 
 
 Parts = Callable[[str, int, Any], Iterator[Part]]
-ATTENTION: dict[type, Parts] = {AttentionSpec: _attention, LatentSpec: _latent, LinearSpec: _linear}
+ATTENTION: dict[type, Parts] = {
+    AttentionSpec: _attention,
+    LatentSpec: _latent,
+    LinearSpec: _linear,
+    DisentangledSpec: _disentangled,
+}
 FEED: dict[type, Parts] = {FeedForwardSpec: _feed_forward, ExpertsSpec: _experts}

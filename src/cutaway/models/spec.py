@@ -5,7 +5,7 @@ A spec is a tree of frozen dataclasses, each defined beside the mechanism that i
     Spec
     |- embedding: EmbeddingSpec          tokens, learned positions, token types
     |- layers: one LayerSpec per layer   so that alternating or special layers need no extra vocabulary
-    |    |- attention: MixerSpec         full, latent or linear; heads, window, rope, q/k norm
+    |    |- attention: MixerSpec         full, latent, linear, disentangled; heads, window, rope, q/k norm
     |    |- cross: AttentionSpec         to the source, in an encoder-decoder
     |    |- ffn: FeedSpec                dense or experts
     |    |- norm: NormSpec               and where it stands: pre, post, sandwich or after
@@ -24,8 +24,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cutaway.errors import CutawayError
-from cutaway.nn import heads, position_bias, positions
+from cutaway.nn import disentangled, heads, position_bias, positions
 from cutaway.nn.attention import AttentionSpec
+from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.embedding import EmbeddingSpec
 from cutaway.nn.experts import ExpertsSpec
 from cutaway.nn.feed_forward import ACTIVATIONS, FeedForwardSpec
@@ -36,7 +37,7 @@ from cutaway.nn.norms import NormSpec
 from cutaway.nn.position_bias import AlibiSpec, BucketSpec
 from cutaway.nn.positions import RopeSpec
 
-MixerSpec = AttentionSpec | LatentSpec | LinearSpec
+MixerSpec = AttentionSpec | LatentSpec | LinearSpec | DisentangledSpec
 FeedSpec = FeedForwardSpec | ExpertsSpec
 
 
@@ -102,12 +103,19 @@ class Spec:
     @property
     def blocks(self) -> tuple[LayerSpec, ...]:
         """The layers that have weights of their own, in the order of their first use."""
-        return tuple(self.layers[self.block_of(i)] for i in range(self.distinct or len(self.layers)))
+        first = {self.block_of(i): layer for i, layer in reversed([*enumerate(self.layers)])}
+        return tuple(first[block] for block in sorted(first))
 
     @property
     def position_bias(self) -> AlibiSpec | BucketSpec | None:
         """What layers add to scores by distance; all that do add the same."""
         return next((a.position_bias for a in (layer.attention for layer in self.layers) if a.position_bias), None)
+
+    @property
+    def relative(self) -> DisentangledSpec | None:
+        """What describes the table of rows for distances, if layers use one; all that do use the same."""
+        mixers = (layer.attention for layer in self.layers)
+        return next((a for a in mixers if isinstance(a, DisentangledSpec)), None)
 
     def block_of(self, i: int) -> int:
         """Which block layer i runs."""
@@ -135,6 +143,8 @@ def _inconsistencies(s: Spec) -> Iterator[Fault]:
     yield "pooling", s.pooling is not None and s.encoder is not None, "an encoder has no encoder of its own"
     depth = len(s.layers)
     yield "distinct", s.distinct is not None and not 1 <= s.distinct <= depth, f"{s.distinct} blocks, {depth} layers"
+    unlike = s.distinct is not None and any(s.blocks[s.block_of(i)] != layer for i, layer in enumerate(s.layers))
+    yield "distinct", unlike, "layers that share a block must be alike"
     yield from ((f"task.{field}", True, why) for field, why in (heads.faults(s.task) if s.task else ()))
     if s.encoder:
         yield "encoder.width", s.encoder.width != s.width, f"{s.encoder.width} is not the decoder's {s.width}"
@@ -192,7 +202,13 @@ def _feed_forward(f: FeedForwardSpec) -> Iterator[Fault]:
     yield "activation", not known, f"{f.activation!r} is not one of {list(ACTIVATIONS)}"
 
 
+def _disentangled(a: DisentangledSpec) -> Iterator[Fault]:
+    yield from (_positive(name, getattr(a, name)) for name in ("heads", "head_dim"))
+    yield from ((field, True, why) for field, why in disentangled.faults(a))
+
+
 CHECKS: dict[type, Any] = {
+    DisentangledSpec: _disentangled,
     AttentionSpec: _attention,
     LatentSpec: _latent,
     LinearSpec: lambda a: _rope(a.rope, a.head_dim),  # the rest it checks itself

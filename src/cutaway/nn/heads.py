@@ -79,15 +79,15 @@ class Head(Transformed):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """labels: how many numbers come out. at: of which token; "each" tags tokens, "span" gives each token two numbers,
-    how well a span begins and how well it ends there (Devlin et al. 2018, section 4.2).
+    """labels: how many numbers come out. at: of which token, or of the mean of all; "each" tags tokens, "span" gives
+    each token two numbers, how well a span begins and how well it ends there (Devlin et al. 2018, section 4.2).
 
     transform: a D x D layer before the labels. names: of the labels, or none. One label at the last or at each token
     is a value head, or a discriminator (ELECTRA).
     """
 
     labels: int
-    at: Literal["first", "last", "each", "span"]
+    at: Literal["first", "last", "mean", "each", "span"]
     transform: TransformSpec | None = None
     bias: bool = True
     names: tuple[str, ...] = ()
@@ -108,6 +108,8 @@ class TaskHead(Transformed):
         """The hidden states that are read."""
         if self.spec.at in ("each", "span"):
             return hidden_TD
+        if self.spec.at == "mean":
+            return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(lengths)])
         ends = torch.tensor(lengths, device=hidden_TD.device).cumsum(0)
         return hidden_TD[ends - 1 if self.spec.at == "last" else F.pad(ends[:-1], (1, 0))]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,7 @@ from cutaway.errors import CutawayError
 from cutaway.models.build import build
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
-from cutaway.models.families import family_of_architecture, family_of_gguf
-from cutaway.models.families.rope import scaling_of_factors
+from cutaway.models.families import family_of_architecture, family_of_gguf, rope_gguf
 from cutaway.models.families.table import Binding, Family, Row, config_of_gguf, kept_in, rows_of, spec_of
 from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
@@ -32,7 +31,6 @@ from cutaway.weights import gguf, safetensors, sources
 from cutaway.weights.packed import Unpacked
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-ROPE_FACTORS = "rope_freqs.weight"
 DAMAGED = "the file is damaged"
 
 Each = Callable[[int, int], None]
@@ -138,7 +136,7 @@ class Checkpoint:
         return name
 
     def _ignored(self, name: str) -> bool:
-        return name == ROPE_FACTORS or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
+        return name in rope_gguf.TENSORS or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _open_gguf(path: Path) -> Checkpoint:
     file = gguf.read(path)
-    family = family_of_gguf(str(file.metadata.get("general.architecture", "")), str(path))
+    family = family_of_gguf(str(file.metadata.get("general.architecture", "")), str(path), lambda: file.tensors)
     shapes = {name: info.shape for name, info in file.tensors.items()}
     config = _located(path, lambda: _gguf_config(file, family, shapes))
     return Checkpoint(
@@ -216,18 +214,13 @@ def _gguf_config(file: gguf.GGUF, family: Family, shapes: Mapping[str, tuple[int
     """What config.json would say. GGUF keeps float32: 9.9999997e-06 becomes the 1e-05 that was meant."""
     config = config_of_gguf(family, file.metadata, shapes)
     config = {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
-    key = f"{family.gguf}.rope.scale_linear"  # an early spelling; today's is read by the family
-    if file.metadata.get(key, 1.0) != 1.0:
-        raise CutawayError(f"{key} = {file.metadata[key]!r} is not implemented", hint="use its safetensors")
-    if ROPE_FACTORS in shapes:
-        dim = int(file.metadata[f"{family.gguf}.rope.dimension_count"])
-        config |= scaling_of_factors(file.load(ROPE_FACTORS), float(config["rope_theta"]), dim)
-    return config
+    return config | rope_gguf.read(family.gguf, file.metadata, shapes, file.load)
 
 
 def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
-    family = family_of_architecture(_architectures(config, path / "config.json"), str(path / "config.json"))
+    where, names = path / "config.json", lambda: _tensor_names(path)
+    family = family_of_architecture(_architectures(config, where), str(where), config, names)
     tensors = Unpacked(safetensors.read(path))
     config = {**config, **family.observed(config, tensors.shapes)}
     if family.pools:
@@ -243,6 +236,14 @@ def _open_directory(path: Path) -> Checkpoint:
         read=tensors.__getitem__,
         read_tokenizer=lambda: Tokenizer.from_dir(path),
     )
+
+
+def _tensor_names(path: Path) -> Iterable[str]:
+    """To say what an unknown model is like; nothing if they cannot be read."""
+    try:
+        return safetensors.read(path).shapes
+    except CutawayError:
+        return ()
 
 
 def _architectures(config: Mapping[str, Any], where: Path) -> list[str]:

@@ -16,8 +16,7 @@ from cutaway.errors import CutawayError
 from cutaway.files import atomic
 from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
-from cutaway.models.families import FAMILIES
-from cutaway.models.families.rope import rope_factors
+from cutaway.models.families import FAMILIES, rope_gguf
 from cutaway.models.families.table import (
     Binding,
     Family,
@@ -87,7 +86,10 @@ def save_gguf(
     rows, state = _rows(family.gguf_rows, model), model.state_dict()
     light = {ours: tensor.to("meta") for ours, tensor in state.items()}
     shapes = {row.theirs[0]: tuple(_only(row, light, spec).shape) for row in rows}
+    stated, tensors = rope_gguf.kept(spec)
+    scaling = [(name, tuple(tensor.shape), "F32", tensor) for name, tensor in tensors.items()]
     metadata = gguf_of_config(family, config_of(family, spec), spec)
+    metadata |= {f"{family.gguf}.{key}": value for key, value in stated.items()}
     _check_expressed(family, spec, metadata, shapes)
 
     def source(i: int) -> Tensor:
@@ -99,7 +101,7 @@ def save_gguf(
     ]
     general = {"general.name": name or path.stem, "general.file_type": FILE_TYPES[kind]}
     general |= {"general.type": "model", "general.quantization_version": 2}
-    gguf.write(path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *_rope_tensor(spec)])
+    gguf.write(path, {**metadata, **general, **tokenizer.to_gguf(spec.vocab)}, [*entries, *scaling])
 
 
 def _rows(rows: tuple[Row, ...], model: Decoder | Encoder) -> list[Binding]:
@@ -153,19 +155,6 @@ def _comparable(nested: Any, path: str = "") -> dict[str, Any]:
     items = nested.items() if isinstance(nested, dict) else list(enumerate(nested))
     kept = [(f"{path}.{key}".lstrip("."), value) for key, value in items if key not in ("scaling", "dense")]
     return {leaf: found for at, value in kept for leaf, found in _comparable(value, at).items()}
-
-
-def _rope_tensor(spec: Spec) -> list[gguf.Entry]:
-    """llama.cpp reads Llama 3's scaling from a tensor of factors. Errors: any other scaling."""
-    ropes = {(layer.attention.rope, layer.attention.head_dim) for layer in spec.layers}
-    scaled = [(rope, width, rope.scaling.kind) for rope, width in ropes if rope and rope.scaling]
-    if not scaled:
-        return []
-    rope, width, kind = scaled[0]
-    if len(ropes) > 1 or kind != "llama3":
-        raise CutawayError("this kind of rope scaling cannot be written", "GGUF", "write safetensors")
-    factors = rope_factors(rope, width)
-    return [("rope_freqs.weight", tuple(factors.shape), "F32", factors)]
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:

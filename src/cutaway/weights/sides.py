@@ -82,7 +82,7 @@ class Witness:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """By our parameter names, translated from what transformers loaded."""
-        state = self.model.state_dict()
+        state = _as_saved(self.model)
         translated: dict[str, Tensor] = {}
         for row in self._rows():
             parts = row.load(lambda name: state[self._inside(name, state)], self.spec)
@@ -100,24 +100,24 @@ class Witness:
         fused = modules_of(self.checkpoint.family.rows, self.spec)
         names = {own: theirs for theirs in fused if (own := self._inside(theirs, modules)) in modules}
         traces = trace(self.model, lambda: results.append(self.model(torch.tensor([ids]))[0][0]), len(ids), names)
-        return Answer(dict(part for name, t in traces.items() for part in self._parts(fused[name], t)), results[0])
-
-    def _parts(self, ours: tuple[str, ...], whole: Trace) -> Iterator[tuple[str, Trace]]:
-        if len(ours) == 1:
-            yield ours[0], whole
-            return
-        a = self.spec.layers[0].attention
-        widths = [a.heads * a.head_dim, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim]
-        for name, left_TN in zip(ours, whole.left_TN.split(widths, -1), strict=True):
-            yield name, Trace(whole.entered_TN, left_TN)
+        parts = (part for name, whole in traces.items() for part in fused[name].split(whole, self.spec))
+        return Answer(dict(parts), results[0])
 
     def _rows(self) -> Iterator[Binding]:
         wanted = set(self.checkpoint.bindings)
         return (r for r in rows_of(self.checkpoint.family.rows, self.spec) if set(r.ours) <= wanted)
 
     def _inside(self, name: str, known: Mapping[str, Any]) -> str:
-        """A name in this model's class, which may be the bare base model."""
-        return name if name in known else name.removeprefix(self.checkpoint.family.prefix)
+        """A name in this model's class, which may be the bare base model, or call a module otherwise than its file."""
+        names = (name, name.removeprefix(self.checkpoint.family.prefix), name.replace(".block_sparse_moe", ".mlp"))
+        return next((n for n in names if n in known), name)
+
+
+def _as_saved(model: Any) -> dict[str, Tensor]:
+    """The tensors by their names on disk, where experts, which transformers fuses in memory, are apart."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, model.state_dict())
 
 
 Side = Ours | Witness

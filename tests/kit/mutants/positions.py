@@ -82,14 +82,14 @@ READ = mutants(
         edit("cutaway.nn.attention:BlockDiagonal.reach", "ends(positions_T, self.lengths)", "ends(positions_T, [len(positions_T)])")),
     ("reach: of the span, not of the text", "cache phi3-long", edit("cutaway.engine.cache:Spans.reach", ".maximum(told_T)", "")),
     ("reach: one too long", "values phi3-long", edit("cutaway.nn.attention:ends", "- 1] + 1)", "- 1] + 20)")),
-    ("tables: partial rotation ignored", "values phi3-long", edit(FAMILIES + "rope:read_rope", "part != 1.0", "part > 1.0")),
-    ("tables: yarn's mscale dropped", "values llama-yarn", edit(FAMILIES + "rope:_optional", "float(value)", "None")),
+    ("tables: partial rotation ignored", "values phi3", edit(FAMILIES + "rope:read_rope", "part != 1.0", "part > 1.0")),
+    ("tables: a stated attention factor dropped", "values llama-yarn", edit(FAMILIES + "rope:_optional", "float(value)", "None")),
     ("tables: how far a model is extended, doubled", "values phi3-long", edit(FAMILIES + "rope:_extended", "float(", "2 * float(")),
     ("tables: gate and up exchanged, fused", "values phi3", rows("phi3", "gate_up_proj.weight", lambda r: r._replace(ours=r.ours[::-1]))),
     ("tables: fused q, k, v whole matrices for heads", "values bloom", rows("bloom", "query_key_value.*", lambda r: r._replace(via=split(0)))),
     ("tables: a window in every layer", "values gemma2", edit(FAMILIES + "gemma3:read_windows", "window if kind == LOCAL else None", "window")),
     ("tables: norms around OPT's sublayers exchanged", "values opt",
-        rows("opt", "layers.*layer_norm*", exchanged("self_attn_layer_norm", "{i}.final_layer_norm"))),
+        rows("opt", "layers.*layer_norm*", exchanged("self_attn_layer_norm", "final_layer_norm"))),
 )
 # fmt: on
 

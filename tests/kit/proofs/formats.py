@@ -16,7 +16,18 @@ from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_gguf
 from kit import twins
 
-GGUF_TWINS = ("llama", "qwen2", "qwen2-tied", "qwen3", "gemma3-published", "gpt2")
+GGUF_TWINS = (
+    "llama",
+    "qwen2",
+    "qwen2-tied",
+    "qwen3",
+    "gemma2-published",
+    "gemma3-published",
+    "phi3",
+    "phi3-long",
+    "gpt2",
+    "bloom",
+)
 
 
 def decoding(name: str) -> None:

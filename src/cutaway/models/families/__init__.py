@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable, Iterable
 
 from cutaway.errors import CutawayError
 from cutaway.models.families import (
@@ -10,6 +10,7 @@ from cutaway.models.families import (
     bart,
     bert,
     bloom,
+    deberta,
     deepseek_v2,
     deepseek_v3,
     electra,
@@ -20,6 +21,7 @@ from cutaway.models.families import (
     llama,
     mistral,
     mixtral,
+    modernbert,
     mt5,
     opt,
     phi3,
@@ -31,7 +33,11 @@ from cutaway.models.families import (
     t5,
     xlm_roberta,
 )
-from cutaway.models.families.table import Family
+from cutaway.models.families.nearest import nearest
+from cutaway.models.families.table import Config, Family
+
+Tensors = Callable[[], Iterable[str]]
+"""Gives the names of a checkpoint's tensors, if it comes to that."""
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -57,6 +63,8 @@ FAMILIES: dict[str, Family] = {
         xlm_roberta,
         electra,
         albert,
+        deberta,
+        modernbert,
         t5,
         mt5,
         bart,
@@ -64,19 +72,22 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of_architecture(names: list[str], where: str) -> Family:
-    """By the class name in config.json's `architectures`. Errors: unknown, naming the nearest."""
+def family_of_architecture(
+    names: list[str], where: str, config: Config | None = None, tensors: Tensors = tuple
+) -> Family:
+    """By the class name in config.json's `architectures`. Errors: unknown, naming what comes nearest and differs."""
     known = {a: f for f in FAMILIES.values() for a in f.architectures}
-    return next((known[n] for n in names if n in known), None) or _unknown(", ".join(names), list(known), where)
+    found = next((known[n] for n in names if n in known), None)
+    return found or _unknown(", ".join(names), known, where, config or {}, tensors)
 
 
-def family_of_gguf(name: str, where: str) -> Family:
-    """By `general.architecture` of a GGUF file. Errors: unknown, naming the nearest."""
+def family_of_gguf(name: str, where: str, tensors: Tensors = tuple) -> Family:
+    """By `general.architecture` of a GGUF file. Errors: unknown, naming what comes nearest."""
     known = {f.gguf: f for f in FAMILIES.values() if f.gguf}
-    return known.get(name) or _unknown(name, list(known), where)
+    return known.get(name) or _unknown(name, known, where, {}, tensors)
 
 
-def _unknown(name: str, known: list[str], where: str) -> Family:
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-    hint = f"nearest: {', '.join(near)}; " if near else ""
-    raise CutawayError(f"unknown architecture {name!r}", where, f"{hint}known: {', '.join(known)}")
+def _unknown(name: str, known: dict[str, Family], where: str, config: Config, tensors: Tensors) -> Family:
+    near = nearest(known, name, config, tensors())
+    hint = f"nearest: {', '.join(map(str, near))}; " if near else ""
+    raise CutawayError(f"unknown architecture {name!r}", where, f"{hint}`cutaway families` lists those known")

@@ -25,7 +25,8 @@ class Ending(NamedTuple):
     """One class. at: `VOCABULARY` for a language-model head, else what `TaskSpec.at` says; "" for neither.
 
     transform: a `TransformSpec` before the scores, from the configuration. labels: how many, where the class fixes it.
-    rows: the tensors that no other class has, or has under other names.
+    rows: the tensors that no other class has, or has under other names. entries: of the configuration, which tell two
+    ends of one class apart; without them it is the first.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Ending(NamedTuple):
     transform: Callable[[Config], dict[str, Any]] | None = None
     labels: int | None = None
     rows: tuple[Row, ...] = ()
+    entries: Mapping[str, Any] = {}
 
     def fits(self, at: str, before: bool, labels: int | None) -> bool:
         """Is this the end that reads at `at`, with or without a layer before its `labels`?"""
@@ -48,8 +50,9 @@ def end_of(spec: Spec) -> tuple[str, bool, int | None]:
 
 def named(endings: tuple[Ending, ...], config: Config) -> Ending:
     """The one that the configuration names; the first, which is the bare model, if it names none of them."""
-    by_name = {e.name: e for e in endings}
-    return next((by_name[name] for name in config.get("architectures") or () if name in by_name), endings[0])
+    stated = config.get("architectures") or ()
+    meant = (e for e in endings if all(config.get(key, value) == value for key, value in e.entries.items()))
+    return next((e for e in meant if e.name in stated), endings[0])
 
 
 def ending_fields(endings: tuple[Ending, ...]) -> tuple[Field, ...]:
@@ -76,7 +79,7 @@ def ending_fields(endings: tuple[Ending, ...]) -> tuple[Field, ...]:
         if not value:
             return {}
         e = _ending(endings, value["at"], bool(value["transform"]), value["labels"])
-        return {"architectures": [e.name], **({} if e.labels else _named_labels(value))}
+        return {"architectures": [e.name], **e.entries, **({} if e.labels else _named_labels(value))}
 
     return (
         Field("head", head, write_head),

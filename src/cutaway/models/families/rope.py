@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json, all kinds of scaling, both ways; and as GGUF keeps them.
+"""Rotary positions in a config.json: all kinds of scaling, there and back.
 
 Two spellings: {rope_theta, rope_scaling, partial_rotary_factor} up to transformers 4, {rope_parameters} from 5 on.
 Written is the former, which both understand.
@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-
 from cutaway.errors import CutawayError
 from cutaway.models.families.table import Config, Field
-from cutaway.nn.positions import RopeScaling, RopeSpec, rope_frequencies
 
 
 class Entry(NamedTuple):
@@ -137,19 +134,3 @@ def rope_entries(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ROPE = Field("layer.attention.rope", read_rope, write_rope, given="layer.attention")
-
-
-def rope_factors(rope: RopeSpec, dim: int) -> torch.Tensor:
-    """By how much llama3 scaling slows each pair: GGUF keeps this as a tensor, `rope_freqs.weight`, float32 [K/2]."""
-    return (rope_frequencies(RopeSpec(rope.base), dim) / rope_frequencies(rope, dim)).float()
-
-
-def scaling_of_factors(factors: torch.Tensor, base: float, dim: int) -> dict[str, Any]:
-    """The llama3 scaling behind a `rope_freqs.weight`. Errors: factors that no published Llama 3 uses."""
-    for factor in (8.0, 32.0):
-        scaling = RopeScaling("llama3", factor)
-        if torch.allclose(rope_factors(RopeSpec(base, scaling), dim), factors, rtol=1e-3):
-            return rope_entries({"base": base, "scaling": vars(scaling)})
-    raise CutawayError(
-        "its factors match no published Llama 3 scaling", "rope_freqs.weight", "convert from the safetensors instead"
-    )

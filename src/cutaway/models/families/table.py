@@ -229,14 +229,7 @@ def config_of_gguf(family: Family, metadata: Config, shapes: Mapping[str, tuple[
     """config.json entries from GGUF metadata. Errors: keys that the format requires and the file lacks."""
     keys = {f"{family.gguf}.{suffix}": key for suffix, key in family.gguf_keys.items()}
     config = {key: metadata[k] for k, key in keys.items() if k in metadata}
-    return {**config, **_gguf_scaling(family, metadata), **family.gguf_config(metadata, shapes)}
-
-
-def _gguf_scaling(family: Family, metadata: Config) -> dict[str, Any]:
-    """Rope scaling as config.json spells it; whether its kind is implemented is for the family to say."""
-    kind = metadata.get(f"{family.gguf}.rope.scaling.type", "none")
-    factor = metadata.get(f"{family.gguf}.rope.scaling.factor", 1.0)
-    return {} if kind == "none" else {"rope_scaling": {"rope_type": kind, "factor": factor}}
+    return {**config, **family.gguf_config(metadata, shapes)}
 
 
 def gguf_of_config(family: Family, config: Config, spec: Spec) -> dict[str, Any]:

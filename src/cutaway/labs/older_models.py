@@ -1,0 +1,60 @@
+"""Recurrent models for labs: weights that a seed fixes, sizes, and how information travels in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from cutaway.classics.recurrent import RecurrentLayer
+from cutaway.nn.attention import Attention
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def seeded(make: Callable[[], M], seed: int, forget: float = 1.0) -> M:
+    """The module that `make` builds, its weights PyTorch's usual ones of that seed.
+
+    forget: added to the bias of every LSTM's forget gate, so that it begins by remembering (Gers et al. 2000;
+    Jozefowicz et al. 2015 found that it is what matters most).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = make()
+    for layer in recurrent_layers(module):
+        if layer.cell.gates == 4:
+            with torch.no_grad():
+                layer.input.bias[layer.width : 2 * layer.width] += forget
+    return module
+
+
+def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
+    """All of a model's."""
+    return [part for part in module.modules() if isinstance(part, RecurrentLayer)]
+
+
+def size_of(module: nn.Module) -> int:
+    """How many parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def attentions(model: nn.Module) -> list[nn.Module]:
+    """The modules that carry something from one position to another: all positions in one call."""
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+def recurrences(model: nn.Module) -> list[nn.Module]:
+    """The same of a recurrent model: one position a call, and the next needs its result."""
+    return [layer.recurrent for layer in recurrent_layers(model)]
+
+
+def calls(modules: Sequence[nn.Module], way: Callable[[], object]) -> int:
+    """How often they are called, all together."""
+    seen: list[nn.Module] = []
+    handles = [module.register_forward_hook(lambda module, *_: seen.append(module)) for module in modules]
+    way()
+    for handle in handles:
+        handle.remove()
+    return len(seen)
