@@ -17,6 +17,7 @@ from cutaway.models.facts import facts
 from cutaway.models.families.table import spec_of
 from cutaway.nn.attention import BlockDiagonal
 from cutaway.nn.heads import Head
+from cutaway.nn.routing import Routing
 from kit import twins
 
 NAMES = sorted(twins.ARCHITECTURES)
@@ -89,7 +90,8 @@ def test_shapes_and_order_are_those_of_a_real_pass(name: str) -> None:
     assert order == [path for path in passed if not path.startswith("embedding.")]
 
 
-def shown(tensor: Tensor) -> str:
+def shown(given: Tensor | Routing) -> str:
+    tensor = given.chosen_TC if isinstance(given, Routing) else given
     return f"[{', '.join(['T', *map(str, tensor.shape[1:])])}]"
 
 

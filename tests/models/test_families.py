@@ -26,6 +26,7 @@ HARMLESS = {
     *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
     *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "classifier_dropout"),
     *("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("dropout_rate", "encoder_layerdrop", "decoder_layerdrop", "activation_dropout", "initializer_factor"),
     *("dropout", "layerdrop", "init_std", "hidden_dropout"),
     *("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn"),
     *("router_jitter_noise", "router_aux_loss_coef", "output_router_logits"),
@@ -47,6 +48,9 @@ OVERRIDDEN = {
     "bert": {"tie_word_embeddings"},  # the bare encoder has no head
     "deberta": {"type_vocab_size", "pooler_hidden_size"},  # twice nothing is nothing; a head of words has no pooler
     "modernbert": {"classifier_pooling"},  # a head of words looks at each token
+    "t5": {"dense_act_fn", "is_gated_act", "is_decoder"},  # said by feed_forward_proj; both halves are there
+    "mt5": {"dense_act_fn", "is_gated_act", "is_decoder", "decoder_start_token_id"},  # twice nothing is nothing
+    "bart": {"is_decoder", "forced_eos_token_id"},  # the latter says when `generate` ends
     "electra": {"tie_word_embeddings"},  # nor has the discriminator one of words
 }
 

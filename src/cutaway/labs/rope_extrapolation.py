@@ -66,7 +66,7 @@ def rope_extrapolation(
     run: Run,
     *,
     trained: Annotated[int, Knob("trained length, bytes", "训练长度（字节）", quick=32, min=16, max=512)] = 128,
-    steps: Annotated[int, Knob("training steps", "训练步数", quick=160, min=20, max=20_000)] = 2000,
+    steps: Annotated[int, Knob("training steps", "训练步数", quick=120, min=20, max=20_000)] = 2000,
     texts: Annotated[int, Knob("held-out texts read", "读入的留出文本数", quick=64, min=8, max=1024)] = 128,
 ) -> Finding:
     known = [unfinished(1e4, 128, 4096), unfinished(5e5, 128, 8192), unfinished(1e4, 16, trained)]

@@ -58,7 +58,7 @@ def rotary(
     triples: Annotated[int, Knob("random q, k and positions", "随机的 q、k 与位置的组数", min=100, max=100_000)] = 1000,
     furthest: Annotated[int, Knob("positions are below this", "位置的上限", min=16, max=1_000_000)] = 10_000,
     model: Annotated[str, Knob("the model read in the wrong layout", "以错误布局读取的模型")] = MODEL,
-    length: Annotated[int, Knob("tokens of text it reads", "读入文本的词元数", quick=128, min=32, max=8192)] = 512,
+    length: Annotated[int, Knob("tokens of text it reads", "读入文本的词元数", quick=64, min=32, max=8192)] = 512,
 ) -> Finding:
     identities = [
         Identity(width, str(dtype).removeprefix("torch."), identity_error(width, dtype, triples, furthest, run))

@@ -23,14 +23,16 @@ from cutaway.models.cost import pairs
 from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.spec import MixerSpec
-from cutaway.nn.attention import Attention, CrossAttention, attend
+from cutaway.nn.attention import Attention, AttentionSpec, CrossAttention, attend
 from cutaway.nn.disentangled import DisentangledAttention, Relative
 from cutaway.nn.embedding import Embedding
+from cutaway.nn.experts import Experts
 from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward
 from cutaway.nn.heads import Head, TaskHead
 from cutaway.nn.latent import LatentAttention
 from cutaway.nn.norms import LayerNorm, RMSNorm
 from cutaway.nn.positions import rotate
+from cutaway.nn.routing import Router
 
 PACKAGE = Path(cutaway.__file__).parent
 PARTS = ("attention", "cross", "ffn")  # of a block, each with its norms around it
@@ -237,10 +239,14 @@ def _feed_forward(module: FeedForward, width: int) -> Role:
 def _norm(module: RMSNorm | LayerNorm, path: str, model: Stack) -> Role:
     """A norm on queries or keys works on each head."""
     shape = f"[T, {len(module.weight)}]"
-    if path.endswith(("q_norm", "k_norm")):
-        a = model.spec.layers[int(path.split(".")[1])].attention
+    if path.endswith(("q_norm", "k_norm")) and isinstance(a := _mixer(path, model), AttentionSpec):
         shape = f"[T, {a.heads if path.endswith('q_norm') else a.kv_heads}, {a.head_dim}]"
     return Role(shape, shape, {"eps": module.eps})
+
+
+def _mixer(path: str, model: Stack) -> MixerSpec:
+    """The attention of the layer in which the module at `path` stands."""
+    return model.spec.layers[int(path.split(".")[1])].attention
 
 
 # module class -> its role, from the module, its path and the model
@@ -260,6 +266,10 @@ ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     Head: lambda m, path, model: _head(m, model),
     TaskHead: lambda m, path, model: _rows(model.spec.width, m.spec.labels, "B", **_plain(m.spec)),
     FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),
+    Experts: lambda m, path, model: _rows(
+        model.spec.width, model.spec.width, **_plain(m.spec), **_plain(m.spec.expert)
+    ),
+    Router: lambda m, path, model: _rows(model.spec.width, m.spec.top_k, experts=len(m.weight), **_plain(m.spec)),
     RMSNorm: _norm,
     LayerNorm: _norm,
     nn.Linear: lambda m, path, model: _rows(

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al. 2020, arXiv:2003.10555): BERT's network, trained to tell which words a small generator replaced.
+"""ELECTRA (Clark et al. 2020, arXiv:2003.10555): BERT's network, trained to tell which words a generator replaced.
 
 The discriminator's head gives one number for each token. Embedding rows may be narrower than hidden states.
 """

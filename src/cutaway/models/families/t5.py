@@ -25,9 +25,9 @@ ACTIVATIONS = {
 CONTEXT = 512  # what T5 was trained on; distances have no end
 
 
-def read_ffn(config: Config) -> dict[str, Any]:
+def read_ffn(config: Config, default: str = "relu") -> dict[str, Any]:
     """The feed-forward layer. Errors: an activation that is not implemented."""
-    name = config.get("feed_forward_proj", "relu")
+    name = config.get("feed_forward_proj", default)
     if name not in ACTIVATIONS:
         what = f"feed_forward_proj = {name!r} is not supported"
         raise CutawayError(what, "config.json", f"known: {', '.join(ACTIVATIONS)}")
