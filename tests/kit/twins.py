@@ -654,7 +654,7 @@ def said(model: Decoder | Encoder, hidden_TD: Tensor, lengths: tuple[int, ...]) 
     if model.task is None:
         return list(values(model, hidden_TD).split(lengths))
     labels_NL = model.task(hidden_TD, list(lengths))
-    return list(labels_NL.split(lengths) if model.task.spec.at in ("each", "span") else labels_NL)
+    return list(labels_NL.split(lengths) if model.task.spec.each else labels_NL)
 
 
 def told(model: Decoder | Encoder, lengths: tuple[int, ...]) -> BlockDiagonal:

@@ -74,12 +74,12 @@ def test_shapes_and_order_are_those_of_a_real_pass(name: str) -> None:
     def watch(path: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             passed.append(path)
-            shapes[path] = (shown(inputs[0]), shown(output))
+            shapes[path] = (shown(inputs[0]) if inputs else "", shown(output))
 
         return hook
 
     for path, module in made.named_modules():
-        if path and not isinstance(module, nn.ModuleList):
+        if path and not isinstance(module, nn.ModuleList | nn.Identity):
             module.register_forward_hook(watch(path))
     with torch.no_grad():
         made(torch.arange(tokens), positions_of([tokens]), BlockDiagonal([tokens]))
@@ -87,7 +87,7 @@ def test_shapes_and_order_are_those_of_a_real_pass(name: str) -> None:
     said = {node.id: (node.input, node.output) for node in nodes(tree)}
     assert {path: said[path] for path in shapes} == shapes
     order = [path for path in finished(tree) if path in shapes and not path.startswith("embedding.")]
-    assert order == [path for path in passed if not path.startswith("embedding.")]
+    assert order == [path for path in dict.fromkeys(passed) if not path.startswith("embedding.")]  # some pass twice
 
 
 def shown(given: Tensor | Routing) -> str:

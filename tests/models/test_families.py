@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,15 @@ import torch
 import transformers
 
 from cutaway.errors import CutawayError
-from cutaway.models.families import FAMILIES
+from cutaway.models.families import FAMILIES, proven
 from cutaway.models.families.table import config_of, spec_of
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_directory
 from kit import twins
 from kit.precision import all_float64
 from kit.proofs import PROOFS
-from kit.proofs.models import agree
+from kit.proofs.models import PROOFS as MODEL_PROOFS
+from kit.proofs.models import TWIN_PROOFS, agree, bound
 from kit.twins import ARCHITECTURES, EAGER, Tokenizerless, Twin
 
 # Entries of config.json that say nothing about what the model computes, and those that another entry overrides.
@@ -184,3 +186,15 @@ def test_a_spec_that_a_family_cannot_express_is_not_saved():
     spec = twins.ours(twins.twin("qwen3")).spec
     with pytest.raises(CutawayError, match=r"attention"):
         config_of(FAMILIES["llama"], spec)
+
+
+def test_what_is_on_record_as_proven_is_what_these_tests_prove():
+    """`PYTHONPATH=tests python tools/prove_families.py` writes the record anew."""
+    record = json.loads(proven.RECORD.read_text())
+    assert record["versions"]["transformers"] == transformers.__version__
+    found = {name: set(kinds) for name, kinds in record["twins"].items()}
+    run = {name: {kind for kind in TWIN_PROOFS if f"{kind} {name}" in MODEL_PROOFS} for name in ARCHITECTURES}
+    assert found == {name: kinds - {"float32", "bfloat16"} for name, kinds in run.items()}
+    assert {name.partition("-")[0] for name in found} == set(FAMILIES)
+    assert all(error <= bound(torch.float64) for errors in record["twins"].values() for error in errors.values())
+    assert {p.name: p.kind for p in proven.proven()}["t5"] == "encoder-decoder"

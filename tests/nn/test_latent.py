@@ -32,7 +32,7 @@ def test_turning_the_unfolded_key_does():
     """Why a part of the key is kept apart: rotation and W_uk do not commute."""
     module, place = loud_latent(LATENT), turning(6)
     latent_TC = torch.randn(sum(LENGTHS), 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    up_HNC = module.kv_up.weight.unflatten(0, (5, -1))[:, :6]
+    up_HNC = module.k_up.weight.unflatten(0, (5, -1))
     q_THN = torch.randn(sum(LENGTHS), 5, 6, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
     turned = rotate(torch.einsum("hnc,tc->thn", up_HNC, latent_TC), place.turn)
     unfolded = torch.einsum("qhn,shn->hqs", rotate(q_THN, place.turn), turned)

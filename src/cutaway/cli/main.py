@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cutaway import __version__
-from cutaway.cli import chat, diff, inside, lab, models, serve
+from cutaway.cli import chat, diff, families, inside, lab, models, serve
 from cutaway.errors import CutawayError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 app.command("pull")(models.pull)
 app.command("models")(models.models)
+app.command("families")(families.families)
 app.command("inspect")(models.inspect)
 app.command("convert")(models.convert)
 app.command("chat")(chat.chat)

@@ -15,12 +15,12 @@ from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
-from cutaway.labs.subject import MODEL, decoder, reading, subject
+from cutaway.labs.subject import MODEL, decoder, subject
 from cutaway.labs.training import Batch, loss_of
 from cutaway.models.build import build
 from cutaway.models.decoder import Decoder
@@ -28,19 +28,29 @@ from cutaway.nn.init import SCHEMES, initialize, matrices
 from cutaway.nn.probes import rms, scales
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"ReLU": nn.ReLU, "tanh": nn.Tanh}
-DEPTH = 30
+PAIR = ("xavier", "kaiming")
+DEPTH, DEEP = 30, 100
 
 
 class Passage(NamedTuple):
-    """Through `DEPTH` layers. activations: rms after each. gradient: of the loss, first layer over last."""
+    """Through a stack. activations: rms before it and after each layer. gradient: at the first layer over the last."""
 
     activations: list[float]
     gradient: float
 
     @property
+    def kept(self) -> float:
+        """What is left of the activations' size."""
+        return self.activations[-1] / self.activations[0]
+
+    @property
     def imbalance(self) -> float:
         """How many powers of ten the worse of forward and backward pass is away from keeping its size."""
-        return max(abs(math.log10(self.activations[-1] / self.activations[0])), abs(math.log10(self.gradient)))
+        return max(abs(math.log10(self.kept)), abs(math.log10(self.gradient)))
+
+
+Pairs = dict[tuple[str, str, int], Passage]
+"""By activation, scheme and number of layers."""
 
 
 class First(NamedTuple):
@@ -69,11 +79,11 @@ def init_scale(
     ] = 4000,
     model: Annotated[str, Knob("the model whose shape is used", "借用其形状的模型")] = MODEL,
     layers: Annotated[int, Knob("how many of its blocks", "用其中多少块", quick=2, min=1, max=200)] = 30,
-    length: Annotated[int, Knob("tokens of text it reads", "读入文本的词元数", quick=64, min=8, max=8192)] = 128,
+    length: Annotated[int, Knob("random tokens it reads", "读入的随机词元数", quick=256, min=8, max=8192)] = 512,
 ) -> Finding:
     stds = {0.001: "vanishes", math.sqrt(2 / width): "stays", 1.0: "explodes"}
-    scaled = {std: passage("ReLU", "normal", width, run, std) for std in run.each(list(stds), "30 layers, std")}
-    pairs = {(a, s): passage(a, s, width, run) for a in ACTIVATIONS for s in ("xavier", "kaiming")}
+    scaled = {std: passage("ReLU", "normal", width, run, std=std) for std in run.each(list(stds), "30 layers, std")}
+    pairs = {(a, s, n): passage(a, s, width, run, depth=n) for a in ACTIVATIONS for s in PAIR for n in (DEPTH, DEEP)}
     left = halved(networks, run.generator())
     first = first_loss(model, layers, length, run.generator())
     units = {name: distinct(value, run.generator()) for name, value in {"0": 0.0, "0.1": 0.1, "random": None}.items()}
@@ -88,15 +98,15 @@ def init_scale(
 # ---- stacks
 
 
-def passage(activation: str, scheme: str, width: int, run: Run, std: float = 0.02) -> Passage:
+def passage(activation: str, scheme: str, width: int, run: Run, *, std: float = 0.02, depth: int = DEPTH) -> Passage:
     """Unit-variance inputs through a stack, and a random gradient back, in float64."""
     generator = run.generator()
     layers = nn.Sequential(
-        *(nn.Sequential(nn.Linear(width, width), ACTIVATIONS[activation]()) for _ in range(DEPTH))
+        *(nn.Sequential(nn.Linear(width, width), ACTIVATIONS[activation]()) for _ in range(depth))
     ).double()
     initialize(layers, scheme, generator, std)
     x_TD, probe_TD = (torch.randn(16, width, generator=generator, dtype=torch.float64) for _ in range(2))
-    found = scales(layers, lambda: (layers(x_TD) * probe_TD).sum())
+    found = scales(layers, lambda: torch.sum(layers(x_TD) * probe_TD))
     return Passage([rms(x_TD), *(s.activation for s in found)], found[0].gradient / found[-1].gradient)
 
 
@@ -123,7 +133,8 @@ def distinct(value: float | None, generator: torch.Generator) -> int:
         optimizer.zero_grad()
         F.mse_loss(net(x_TD)[:, 0], x_TD[:, 0] * x_TD[:, 1]).backward()
         optimizer.step()
-    units = torch.cat([net[0].weight, net[2].weight.T], 1).detach()
+    into, out = (net.get_parameter(f"{layer}.weight").detach() for layer in (0, 2))
+    units = torch.cat([into, out.T], 1)
     return len({tuple(round(w, 9) for w in unit) for unit in units.tolist()})
 
 
@@ -131,13 +142,15 @@ def distinct(value: float | None, generator: torch.Generator) -> int:
 
 
 def first_loss(source: str, layers: int, length: int, generator: torch.Generator) -> First:
-    """A model as `source`, with fresh weights of std 0.02: its final norm makes rows of length sqrt(D)."""
-    loaded = subject(source)
-    spec = decoder(loaded).spec
+    """A model as `source`, with fresh weights of std 0.02, on random tokens: text says the same words too often.
+
+    Its final norm makes rows of length sqrt(D), so that logits have the std 0.02 sqrt(D).
+    """
+    spec = decoder(subject(source)).spec
     model = build(replace(spec, layers=spec.layers[:layers]))
     assert isinstance(model, Decoder)
     initialize(model, "normal", generator)
-    tokens_T, std = reading(loaded, length), 0.02 * math.sqrt(spec.width)
+    tokens_T, std = torch.randint(spec.vocab, (length,), generator=generator), 0.02 * math.sqrt(spec.width)
     with torch.inference_mode():
         measured = float(loss_of(model, Batch(tokens_T[:-1], tokens_T[1:], [length - 1])))
     return First(std, math.log(spec.vocab) + std**2 / 2, measured)
@@ -149,31 +162,31 @@ def first_loss(source: str, layers: int, length: int, generator: torch.Generator
 def textbook() -> dict[str, float]:
     """The standard deviations of a matrix from 512 to 2,048 numbers."""
     (matrix,) = matrices(nn.Linear(512, 2048, bias=False))
-    return {scheme: SCHEMES[scheme](matrix, 0.02) for scheme in ("xavier", "kaiming")}
+    return {scheme: SCHEMES[scheme](matrix, 0.02) for scheme in PAIR}
 
 
-def winner(pairs: dict[tuple[str, str], Passage], activation: str) -> str:
+def winner(pairs: Pairs, activation: str, depth: int) -> str:
     """The scheme that keeps both passes closer to their size."""
-    return min(("xavier", "kaiming"), key=lambda scheme: pairs[activation, scheme].imbalance)
+    return min(PAIR, key=lambda scheme: pairs[activation, scheme, depth].imbalance)
 
 
 def _table(
     scaled: dict[float, Passage],
-    pairs: dict[tuple[str, str], Passage],
+    pairs: Pairs,
     left: float,
     first: First,
     units: dict[str, int],
 ) -> Table:
-    rows: list[list[str | float | None]] = [
-        [f"ReLU, std {std:.4g}", "", p.activations[-1] / p.activations[0], p.gradient] for std, p in scaled.items()
+    rows: list[list[Cell]] = [
+        [f"ReLU, std {std:.4g}, {DEPTH} layers", None, p.kept, p.gradient] for std, p in scaled.items()
     ]
-    rows += [[f"{a}, {s}", "", p.activations[-1] / p.activations[0], p.gradient] for (a, s), p in pairs.items()]
+    rows += [[f"{a}, {s}, {n} layers", None, p.kept, p.gradient] for (a, s, n), p in pairs.items()]
     rows.append([f"second moment after {DEPTH} ReLU layers, var(w) = 1 / fan_in", 0.5**DEPTH, left, None])
     rows.append(["first loss of a real model's shape, nats", first.expected, first.measured, None])
     rows += [[f"distinct hidden units of 16, weights {how}", None, float(n), None] for how, n in units.items()]
     rows += [[f"std from 512 to 2,048, {scheme}", None, std, None] for scheme, std in textbook().items()]
-    columns = ("what", "by formula", f"measured, or rms after {DEPTH} layers / before", "gradient, first layer / last")
-    return table(dict.fromkeys(columns, ""), ([c or None if c == "" else c for c in row] for row in rows))
+    columns = ("what", "by formula", "measured, or rms after / before", "gradient, first layer / last")
+    return table(dict.fromkeys(columns, ""), rows)
 
 
 def _plot(scaled: dict[float, Passage]) -> Plot:
@@ -190,12 +203,12 @@ def _plot(scaled: dict[float, Passage]) -> Plot:
 
 def _checks(
     scaled: dict[float, Passage],
-    pairs: dict[tuple[str, str], Passage],
+    pairs: Pairs,
     left: float,
     first: First,
     units: dict[str, int],
 ) -> list[Check]:
-    small, right, large = (p.activations[-1] / p.activations[0] for p in scaled.values())
+    small, right, large = (p.kept for p in scaled.values())
     xavier, kaiming = textbook().values()
     return [
         check(
@@ -210,9 +223,9 @@ def _checks(
             f"ReLU 使二阶矩减半：{DEPTH} 层后剩 {left:.2e}，0.5^{DEPTH} = {0.5**DEPTH:.2e}",
         ),
         check(
-            (winner(pairs, "ReLU"), winner(pairs, "tanh")) == ("kaiming", "xavier"),
-            "Kaiming suits ReLU, Xavier suits tanh",
-            "Kaiming 适合 ReLU，Xavier 适合 tanh",
+            (winner(pairs, "ReLU", DEEP), winner(pairs, "tanh", DEEP)) == ("kaiming", "xavier"),
+            f"through {DEEP} layers Kaiming keeps sizes best with ReLU, Xavier with tanh",
+            f"经过 {DEEP} 层，ReLU 用 Kaiming、tanh 用 Xavier 最能保持大小",
         ),
         check(
             abs(first.measured - first.expected) < 0.1,
@@ -235,25 +248,30 @@ def _checks(
 
 def _verdict(
     scaled: dict[float, Passage],
-    pairs: dict[tuple[str, str], Passage],
+    pairs: Pairs,
     left: float,
     first: First,
     units: dict[str, int],
 ) -> Words:
-    small, right, large = (p.activations[-1] / p.activations[0] for p in scaled.values())
-    relu = [pairs["ReLU", s].activations[-1] / pairs["ReLU", s].activations[0] for s in ("xavier", "kaiming")]
-    back = [pairs["tanh", s].gradient for s in ("xavier", "kaiming")]
+    small, right, large = (p.kept for p in scaled.values())
+    relu = [pairs["ReLU", scheme, DEPTH].kept for scheme in PAIR]
+    x_short, k_short, x_deep, k_deep = (pairs["tanh", scheme, n] for n in (DEPTH, DEEP) for scheme in PAIR)
+    closer = winner(pairs, "tanh", DEPTH).title()
     return both(
         f"{DEPTH} ReLU layers pass on {small:.0e} of an activation with weights of std 0.001, {large:.0e} with 1, and "
         f"{right:.2f} with sqrt(2 / fan_in). ReLU leaves half of the second moment, so var(w) = 1 / fan_in leaves "
-        f"{left:.1e} of it. Xavier passes {relu[0]:.1e} through ReLU and Kaiming {relu[1]:.2f}; through tanh the "
-        f"gradient at the first layer over that at the last is {back[0]:.2f} with Xavier and {back[1]:.1e} with "
-        f"Kaiming: each has its activation. It shows before training: the first loss should be ln V + s²/2 = "
-        f"{first.expected:.2f} for logits of std s = {first.std:.2f}, and is {first.measured:.2f}. From equal weights "
-        f"16 hidden units remain {units['0']}.",
+        f"{left:.1e} of it. Xavier passes {relu[0]:.1e} through ReLU and Kaiming {relu[1]:.2f}. With tanh they swap "
+        f"places only in deep stacks: over {DEEP} layers Xavier's activations keep {x_deep.kept:.2f} and its gradient "
+        f"{x_deep.gradient:.2f}, while Kaiming's gradient grows {k_deep.gradient:.0f} times on the way down; over "
+        f"{DEPTH} it is {x_short.kept:.2f} and {x_short.gradient:.2f} against {k_short.kept:.2f} and "
+        f"{k_short.gradient:.2f}, and {closer} is the closer one. It shows before training: "
+        f"the first loss should be ln V + s²/2 = {first.expected:.2f} for logits of std s = {first.std:.2f}, and is "
+        f"{first.measured:.2f}. From equal weights 16 hidden units remain {units['0']}.",
         f"{DEPTH} 层 ReLU：std 为 0.001 时只传过 {small:.0e}，为 1 时放大到 {large:.0e}，为 sqrt(2 / fan_in) 时为 "
         f"{right:.2f}。ReLU 留下一半二阶矩，所以 var(w) = 1 / fan_in 最后只剩 {left:.1e}。过 ReLU 时 Xavier 为 "
-        f"{relu[0]:.1e}，Kaiming 为 {relu[1]:.2f}；过 tanh 时首层与末层梯度之比 Xavier 为 {back[0]:.2f}，Kaiming 为 "
-        f"{back[1]:.1e}：各有所配。训练前就能看出来：logits 标准差 s = {first.std:.2f} 时首步损失应为 ln V + s²/2 = "
+        f"{relu[0]:.1e}，Kaiming 为 {relu[1]:.2f}。换成 tanh，要很深时两者才易位：{DEEP} 层时 Xavier 的激活剩 "
+        f"{x_deep.kept:.2f}、梯度剩 {x_deep.gradient:.2f}，而 Kaiming 的梯度往回增大 {k_deep.gradient:.0f} 倍；"
+        f"{DEPTH} 层时分别是 {x_short.kept:.2f}、{x_short.gradient:.2f} 对 {k_short.kept:.2f}、{k_short.gradient:.2f}，"
+        f"更接近原样的是 {closer}。训练前就能看出来：logits 标准差 s = {first.std:.2f} 时首步损失应为 ln V + s²/2 = "
         f"{first.expected:.2f}，实测 {first.measured:.2f}。权重全相同时，16 个隐藏单元始终只是 {units['0']} 个。",
     )

@@ -1,14 +1,18 @@
-"""Recurrent models for labs: weights that a seed fixes, sizes, and how information travels in them."""
+"""Recurrent models for labs: weights that a seed fixes, training until it is enough, and how information travels."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cutaway.classics.recurrent import RecurrentLayer
+from cutaway.labs.lab import Run
+from cutaway.labs.training import fit
 from cutaway.nn.attention import Attention
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,6 +42,28 @@ def recurrent_layers(module: nn.Module) -> list[RecurrentLayer]:
 def size_of(module: nn.Module) -> int:
     """How many parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class Enough(Exception):
+    """Training has reached its goal."""
+
+
+def fit_until(
+    module: nn.Module, loss: Callable[[torch.Generator], Tensor], steps: int, run: Run, *, goal: float, note: str
+) -> int:
+    """Train until the mean loss of five steps is below `goal`, or `steps` steps: how many it took."""
+    losses: list[float] = []
+
+    def watched(generator: torch.Generator) -> Tensor:
+        if len(losses) >= 5 and statistics.mean(losses[-5:]) < goal:
+            raise Enough
+        value = loss(generator)
+        losses.append(value.item())
+        return value
+
+    with suppress(Enough):
+        fit(module.parameters(), watched, steps, run, note, seed=run.seed)
+    return len(losses)
 
 
 def attentions(model: nn.Module) -> list[nn.Module]:

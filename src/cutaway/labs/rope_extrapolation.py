@@ -66,7 +66,7 @@ def rope_extrapolation(
     run: Run,
     *,
     trained: Annotated[int, Knob("trained length, bytes", "训练长度（字节）", quick=32, min=16, max=512)] = 128,
-    steps: Annotated[int, Knob("training steps", "训练步数", quick=120, min=20, max=20_000)] = 2000,
+    steps: Annotated[int, Knob("training steps", "训练步数", quick=160, min=20, max=20_000)] = 2000,
     texts: Annotated[int, Knob("held-out texts read", "读入的留出文本数", quick=64, min=8, max=1024)] = 128,
 ) -> Finding:
     known = [unfinished(1e4, 128, 4096), unfinished(5e5, 128, 8192), unfinished(1e4, 16, trained)]
@@ -113,7 +113,7 @@ class Scores(BlockDiagonal):
         scores_HTS = q_HTK @ k_HTK.transpose(1, 2) * question.scale
         lines = [scores_HTS.diagonal(-d, 1, 2) for d in range(n)]
         bins = [torch.cat(lines[start : start + width], -1) for start in range(0, n, width)]
-        self.spread.append([float(s.std(-1).mean()) for s in bins])
+        self.spread.append([float(s.std(-1, correction=0).mean()) for s in bins])
         self.largest.append([float(s.abs().quantile(0.999)) for s in bins])
         weights_HTS = attention_weights(q_HTK, k_HTK, question)
         self.beyond.append(float(weights_HTS.tril(-self.trained)[:, -self.trained :].sum(-1).mean()))

@@ -36,7 +36,7 @@ from cutaway.nn.routing import Router
 
 PACKAGE = Path(cutaway.__file__).parent
 PARTS = ("attention", "cross", "ffn")  # of a block, each with its norms around it
-ATTENTION = ("q_down", "q_norm", "q", "k", "v", "kv_down", "kv_norm", "kv_up", "k_norm", "out")
+ATTENTION = ("q_down", "q_norm", "q", "k", "v", "kv_down", "kv_norm", "k_up", "v_up", "k_norm", "out")
 KINDS = {rotate: "Rope", attend: "Attend"}  # a module's kind is its class
 
 
@@ -138,9 +138,10 @@ class Anatomist:
         if a.rope:
             shapes = f"q {q}, k [T, {kv}"
             yield self._node(f"{path}.rope", rotate, Role(shapes, shapes, asdict(a.rope)))
-        seen = pairs(a, 1, self.context - 1)
+        seen, spec = pairs(a, 1, self.context - 1), self.model.spec
+        times = sum(path == f"layers.{spec.block_of(i)}.attention" for i in range(len(spec.layers))) or 1
         role = Role(f"q {q}, k and v [S, {kv}", q, {"keys": seen, "window": a.window, "causal": a.causal})
-        yield self._node(f"{path}.attend", attend, role, 2 * a.per_pair * seen)
+        yield self._node(f"{path}.attend", attend, role, times * 2 * (a.per_pair * seen + a.per_token))
 
     def _node(
         self,
@@ -262,7 +263,7 @@ ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     CrossAttention: lambda m, path, model: _attention(m, model.spec.width),
     LatentAttention: lambda m, path, model: _rows(model.spec.width, model.spec.width, **_plain(m.spec)),
     DisentangledAttention: lambda m, path, model: _rows(model.spec.width, model.spec.width, **_plain(m.spec)),
-    Relative: lambda m, path, model: Role("[N]", f"[N, {model.spec.width}]", {"rows": len(m.weight)}),
+    Relative: lambda m, path, model: Role("", f"[T, {model.spec.width}]", {"rows": len(m.weight)}),
     Head: lambda m, path, model: _head(m, model),
     TaskHead: lambda m, path, model: _rows(model.spec.width, m.spec.labels, "B", **_plain(m.spec)),
     FeedForward: lambda m, path, model: _feed_forward(m, model.spec.width),

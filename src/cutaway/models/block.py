@@ -96,11 +96,11 @@ class Stack(nn.Module):
         super().__init__()
         self.spec = spec
         self.embedding = Embedding(spec.vocab, spec.width, spec.embedding)
+        self.relative = Relative(spec.width, spec.relative) if spec.relative else None
         self.layers = nn.ModuleList(Block(spec.width, layer) for layer in spec.blocks)
         self.final_norm = make_norm(spec.final_norm, spec.width) if spec.final_norm else None
         bias, heads = spec.position_bias, spec.layers[0].attention.heads
         self.position_bias = make_bias(bias, heads) if bias else None
-        self.relative = Relative(spec.width, spec.relative) if spec.relative else None
         rows = spec.embedding.width or spec.width
         self.head = Head(spec.vocab, spec.width, rows, spec.head) if spec.head else None
         self.task = TaskHead(spec.width, spec.task) if spec.task else None

@@ -82,7 +82,7 @@ class Cost:
     def flops(self, new: int, past: int = 0, rows: int = 0) -> int:
         """FLOPs of computing `new` tokens after `past` remembered ones, with logits for `rows` of them."""
         attention = sum(2 * (a.per_pair * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
-        return 2 * self._multiplied * new + attention + rows * self._head
+        return 2 * self._multiplied * new + attention + rows * self._row.value
 
     def per_token(self, context: int) -> list[Term]:
         """FLOPs of generating one token that sees `context` tokens, itself included."""
@@ -93,9 +93,9 @@ class Cost:
             Term("matrices", 2 * self._multiplied, "2·(weights multiplied)", f"2 × {self._multiplied:,}"),
             _sum("attention", "L·4·H·K·min(C, W)", seen),
             *([Term(name, beside, formula, f"{beside:,}")] if beside else []),
-            Term("head", self._head, "2·V·D", _times((2, self.spec.vocab, self.spec.width))),
+            *([self._row] if self._matrices else []),
         ]
-        return terms if self.spec.head else terms[:-1]
+        return terms
 
     def flops_per_token(self, context: int) -> int:
         """The sum of `per_token`."""
@@ -122,7 +122,7 @@ class Cost:
         `STEP` in a decoder, everything at once in an encoder). They count the tensors alive at the worst
         moment, not the workspace of fused kernels.
         """
-        step = step or (STEP if self.spec.head else context * batch)
+        step = step or (context * batch if self.spec.pooling else STEP)
         for name, value in (("context", context), ("batch", batch), ("step", step)):
             if value < 1:
                 raise CutawayError(f"must be at least 1, got {value}", name)
@@ -177,11 +177,21 @@ class Cost:
         return "L·(C+R)·b" if any(len(a.cached) == 1 for a in self._caching) else "L·2·G·K·b"
 
     @property
-    def _head(self) -> int:
-        """FLOPs of one row of logits. A tied head multiplies with the embedding's rows."""
-        tied = self.spec.vocab * (self.spec.embedding.width or self.spec.width)
-        looked_up = tied if self.spec.head and self.spec.head.tied else 0
-        return 2 * (looked_up + sum(part.weights for part in self.parts if part.use == "rows"))
+    def _matrices(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Symbols and sizes of what the rows that are looked at go through; a tied head's are the embedding's."""
+        spec = self.spec
+        tied = [("V·E" if spec.embedding.width else "V·D", (spec.vocab, spec.embedding.width or spec.width))]
+        looked_up = tied if spec.head and spec.head.tied else []
+        return looked_up + [("·".join(part.symbols), part.sizes) for part in self.parts if part.use == "rows"]
+
+    @property
+    def _row(self) -> Term:
+        """FLOPs of one row of logits or labels."""
+        formula, numbers = (
+            " + ".join(f"2·{symbols}" for symbols, _ in self._matrices),
+            " + ".join(_times((2, *sizes)) for _, sizes in self._matrices),
+        )
+        return Term("head", sum(2 * math.prod(sizes) for _, sizes in self._matrices), formula, numbers)
 
 
 def width_of(dtype: str) -> int:

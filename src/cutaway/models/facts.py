@@ -40,7 +40,7 @@ def facts(cost: Cost, dtype: str, context: int) -> list[Fact]:
         Fact("kv_bytes_per_token", kv.value, "bytes", kv.numbers),
         Fact("weight_bytes", cost.parameters * width_of(dtype), "bytes", weights),
     ]
-    return [fact for fact in found if spec.head or fact.key != "kv_bytes_per_token"]
+    return [fact for fact in found if not spec.pooling or fact.key != "kv_bytes_per_token"]
 
 
 def _one(values: Iterable[int]) -> int | str:

@@ -132,14 +132,15 @@ def _attention(at: str, width: int, a: AttentionSpec) -> Iterator[Part]:
 
 
 def _latent(at: str, width: int, a: LatentSpec) -> Iterator[Part]:
-    queries, unfolded, kept = a.heads * a.head_dim, a.heads * (a.plain_dim + a.value_dim), a.kv_rank + a.rope_dim
+    queries, kept = a.heads * a.head_dim, a.kv_rank + a.rope_dim
     if a.query_rank:
         yield Part(f"{at}.q_down", ("D", "Cq"), (width, a.query_rank), a.query_rank * a.bias)
         yield from _norm(f"{at}.q_norm", "Cq", a.query_rank, a.norm)
     yield Part(f"{at}.q", ("Cq" if a.query_rank else "D", "(H·K)"), (a.query_rank or width, queries))
     yield Part(f"{at}.kv_down", ("D", "(C+R)"), (width, kept), kept * a.bias)
     yield from _norm(f"{at}.kv_norm", "C", a.kv_rank, a.norm)
-    yield Part(f"{at}.kv_up", ("C", "(H·(N+V))"), (a.kv_rank, unfolded))
+    yield Part(f"{at}.k_up", ("C", "(H·N)"), (a.kv_rank, a.heads * a.plain_dim))
+    yield Part(f"{at}.v_up", ("C", "(H·V)"), (a.kv_rank, a.heads * a.value_dim))
     yield Part(f"{at}.out", ("(H·V)", "D"), (a.heads * a.value_dim, width), width * a.bias)
 
 

@@ -92,6 +92,11 @@ class TaskSpec:
     bias: bool = True
     names: tuple[str, ...] = ()
 
+    @property
+    def each(self) -> bool:
+        """Is there a row of labels for every token, and not one for the sequence?"""
+        return self.at in ("each", "span")
+
 
 class TaskHead(Transformed):
     """hidden_TD of sequences of `lengths` -> labels_NL, one row per sequence, or per token if at "each" or "span"."""
@@ -106,7 +111,7 @@ class TaskHead(Transformed):
 
     def rows(self, hidden_TD: Tensor, lengths: list[int]) -> Tensor:
         """The hidden states that are read."""
-        if self.spec.at in ("each", "span"):
+        if self.spec.each:
             return hidden_TD
         if self.spec.at == "mean":
             return torch.stack([row_TD.mean(0) for row_TD in hidden_TD.split(lengths)])

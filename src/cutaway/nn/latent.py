@@ -96,7 +96,8 @@ class LatentAttention(nn.Module):
         self.q = nn.Linear(spec.query_rank or width, queries, bias=False)
         self.kv_down = nn.Linear(width, spec.kv_rank + spec.rope_dim, spec.bias)
         self.kv_norm = make_norm(spec.norm, spec.kv_rank)
-        self.kv_up = nn.Linear(spec.kv_rank, spec.heads * (spec.plain_dim + spec.value_dim), bias=False)
+        self.k_up = nn.Linear(spec.kv_rank, spec.heads * spec.plain_dim, bias=False)
+        self.v_up = nn.Linear(spec.kv_rank, spec.heads * spec.value_dim, bias=False)
         self.out = nn.Linear(spec.heads * spec.value_dim, width, spec.bias)
 
     def forward(self, x_TD: Tensor, layer: int, place: Place, context: Context) -> Tensor:
@@ -117,7 +118,7 @@ class LatentAttention(nn.Module):
     def naive(self, p: Projected, layer: int, place: Place, context: Context) -> Tensor:
         """Out_THV by keys and values unfolded for every head."""
         s = self.spec
-        k_THN, v_THV = self.kv_up(p.latent_TC).unflatten(-1, (s.heads, -1)).split([s.plain_dim, s.value_dim], -1)
+        k_THN, v_THV = (up(p.latent_TC).unflatten(-1, (s.heads, -1)) for up in (self.k_up, self.v_up))
         k_THK = torch.cat([k_THN, p.k_T1R.expand(-1, s.heads, -1)], -1)
         q_THK = torch.cat([p.q_THN, p.q_THR], -1)
         return context.attend(layer, q_THK, k_THK, v_THV, Question(s.scale, s.causal, bias=place.bias))
@@ -125,7 +126,7 @@ class LatentAttention(nn.Module):
     def absorbed(self, p: Projected, layer: int, place: Place, context: Context) -> Tensor:
         """Out_THV by folded queries over the latents themselves."""
         s = self.spec
-        up_HNC, up_HVC = self.kv_up.weight.unflatten(0, (s.heads, -1)).split([s.plain_dim, s.value_dim], 1)
+        up_HNC, up_HVC = (up.weight.unflatten(0, (s.heads, -1)) for up in (self.k_up, self.v_up))
         q_THK = torch.cat([torch.einsum("thn,hnc->thc", p.q_THN, up_HNC), p.q_THR], -1)
         k_T1K = torch.cat([p.latent_TC[:, None], p.k_T1R], -1)
         question = Question(s.scale, s.causal, bias=place.bias, values=s.kv_rank)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from cutaway.errors import CutawayError
 from cutaway.text.recipe import Json
 
@@ -26,6 +28,39 @@ def template_ids(processor: Json | None) -> tuple[list[int], list[int]]:
         else:
             ids[after].extend(processor["special_tokens"][item["SpecialToken"]["id"]]["ids"])
     return ids
+
+
+class Slot(NamedTuple):
+    """A stretch of a framed pair: the first text (0), the second (1), or special tokens. type: its segment, to BERT."""
+
+    text: int | None
+    ids: tuple[int, ...]
+    type: int
+
+
+def pair_slots(processor: Json | None) -> list[Slot]:
+    """How a post-processor packs a pair of texts. Errors: several templates, one around the other."""
+    kind = processor["type"] if processor else None
+    if processor is None or kind == "ByteLevel":
+        return [Slot(0, (), 0), Slot(1, (), 1)]
+    if kind == "Sequence":
+        framing = [part for part in processor["processors"] if part["type"] != "ByteLevel"]
+        if len(framing) > 1:
+            raise CutawayError("a pair inside several templates is not supported", "tokenizer.json")
+        return pair_slots(framing[0] if framing else None)
+    if kind == "BertProcessing":
+        cls, sep = (processor["cls"][1],), (processor["sep"][1],)
+        return [Slot(None, cls, 0), Slot(0, (), 0), Slot(None, sep, 0), Slot(1, (), 1), Slot(None, sep, 1)]
+    if kind == "RobertaProcessing":
+        cls, sep = (processor["cls"][1],), (processor["sep"][1],)
+        return [Slot(None, cls, 0), Slot(0, (), 0), Slot(None, sep * 2, 0), Slot(1, (), 0), Slot(None, sep, 0)]
+    return [_slot(item, processor["special_tokens"]) for item in processor["pair"]]
+
+
+def _slot(item: Json, special: Json) -> Slot:
+    if text := item.get("Sequence"):
+        return Slot({"A": 0, "B": 1}[text["id"]], (), text["type_id"])
+    return Slot(None, tuple(special[item["SpecialToken"]["id"]]["ids"]), item["SpecialToken"]["type_id"])
 
 
 def template(before: list[tuple[str, int]], after: list[tuple[str, int]], *, once: bool = False) -> Json:

@@ -18,7 +18,7 @@ from cutaway.text.added import Finder
 from cutaway.text.alphabet import to_letters
 from cutaway.text.chat import Guard, check, sign_for
 from cutaway.text.explain import Step, explain
-from cutaway.text.frame import template_ids
+from cutaway.text.frame import Slot, pair_slots, template_ids
 from cutaway.text.recipe import END_TOKENS, Recipe, blaming, build_model
 from cutaway.text.stream import Detokenizer
 
@@ -95,6 +95,16 @@ class Tokenizer:
         """
         ids = self._ids(self.stretches(text, parse_special))
         return [*self._before, *ids, *self._after] if add_special else ids
+
+    def encode_pair(self, first: str, second: str, *, parse_special: bool = True) -> tuple[list[int], list[int]]:
+        """Ids of two texts packed into one sequence as the model wants them, and each id's type: 0 or 1 (BERT)."""
+        texts = [self._ids(self.stretches(text, parse_special)) for text in (first, second)]
+        parts = [(slot.ids if slot.text is None else texts[slot.text], slot.type) for slot in self._pair]
+        return [i for ids, _ in parts for i in ids], [type for ids, type in parts for _ in ids]
+
+    @cached_property
+    def _pair(self) -> list[Slot]:
+        return pair_slots(self.recipe.post_processor)
 
     def stretches(self, text: str, parse_special: bool = True, sign: str = "") -> Iterator[Stretch]:
         """A text, cut as far as pre-tokens. Names with `sign` in them match nothing; it is then dropped."""

@@ -128,15 +128,21 @@ class Checkpoint:
         return {row.theirs[0] for row in rows if tied and row.ours == ("head.weight",)}
 
     def _stored_name(self, canonical: str) -> str:
-        """The name in this file: base-model checkpoints leave out the family's prefix."""
-        name = canonical if canonical in self.shapes else canonical.removeprefix(self.family.prefix)
-        name = name if name in self.shapes else self.family.prefix + canonical
-        if name not in self.shapes:
+        """The name in this file: with or without the family's prefix, and in the spelling of TensorFlow's norms."""
+        spellings = [canonical, canonical.removeprefix(self.family.prefix), self.family.prefix + canonical]
+        spellings += [_of_tensorflow(name) for name in spellings]
+        name = next((name for name in spellings if name in self.shapes), None)
+        if name is None:
             raise CutawayError(f"tensor {canonical!r} is missing", str(self.path), "the file is incomplete")
         return name
 
     def _ignored(self, name: str) -> bool:
         return name in rope_gguf.TENSORS or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
+
+
+def _of_tensorflow(name: str) -> str:
+    """BERT's first checkpoints call a norm's weight and bias gamma and beta, and kept that when they were converted."""
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
 @dataclass(frozen=True)

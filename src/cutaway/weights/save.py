@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cutaway.models.families.table import (
     rows_of,
     spec_of,
 )
-from cutaway.models.spec import Spec
+from cutaway.models.spec import PoolingSpec, Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import blocks, gguf, safetensors
 from cutaway.weights.checkpoint import Each, silent
@@ -47,7 +48,8 @@ def save_directory(
     each: called after every tensor. Errors: a spec that the family's configuration cannot express.
     """
     family = FAMILIES[model.spec.family]
-    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")} | _token_ids(tokenizer)
+    config = {**config_of(family, model.spec), "dtype": str(dtype).removeprefix("torch.")}
+    config |= {key: id for key, id in _token_ids(tokenizer).items() if config.get(key) is None}
     pooling = config.pop("cutaway_pooling", None)
     rows, state = _rows(family.rows, model), model.state_dict()
     try:
@@ -55,10 +57,10 @@ def save_directory(
             folder.mkdir()
             safetensors.write(folder, _converted(rows, state, model.spec, dtype, each))
             _write_json(folder / "config.json", config)
-            if pooling:
-                _save_pooling(folder, model.spec, pooling)
-            else:
+            if pooling is None:
                 _write_json(folder / "generation_config.json", _generation(tokenizer))
+            elif _is_told(model.spec):
+                _save_pooling(folder, model.spec, pooling)
             tokenizer.save(folder)
     except OSError as error:
         what = f"cannot be written: {error.strerror or error}"
@@ -165,6 +167,11 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
     """What transformers' `generate` goes by: every token that ends a reply."""
     return {**_token_ids(tokenizer), "eos_token_id": sorted(tokenizer.stop_ids)}
+
+
+def _is_told(spec: Spec) -> bool:
+    """Must it be written how sentence vectors are made? Not of a model with another purpose, if it is as usual."""
+    return not (spec.head or spec.task) or replace(spec.pooling or PoolingSpec(), dense=False) != PoolingSpec()
 
 
 def _save_pooling(folder: Path, spec: Spec, pooling: dict[str, Any]) -> None:

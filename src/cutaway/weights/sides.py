@@ -28,7 +28,7 @@ from cutaway.weights.checkpoint import Checkpoint, display_name, load, open_chec
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model makes of a sequence. result_TN: logits of a decoder, hidden states of an encoder."""
+    """What a model makes of a sequence. result_TN: logits, labels or hidden states; one row of labels for them all."""
 
     traces: Mapping[str, Trace]
     result_TN: Tensor
@@ -61,7 +61,10 @@ class Ours:
 
         def run() -> None:
             hidden_TD = self.model(torch.tensor(ids), positions_of([len(ids)]), BlockDiagonal([len(ids)]))
-            results.append(self.model.logits(hidden_TD) if self.model.head else hidden_TD)
+            if self.model.task is not None:
+                results.append(self.model.task(hidden_TD, [len(ids)]))
+            else:
+                results.append(self.model.logits(hidden_TD) if self.model.head else hidden_TD)
 
         traces = trace(self.model, run, len(ids))
         return Answer(traces, results[0])
@@ -99,9 +102,17 @@ class Witness:
         modules = dict(self.model.named_modules())
         fused = modules_of(self.checkpoint.family.rows, self.spec)
         names = {own: theirs for theirs in fused if (own := self._inside(theirs, modules)) in modules}
-        traces = trace(self.model, lambda: results.append(self.model(torch.tensor([ids]))[0][0]), len(ids), names)
+        traces = trace(self.model, lambda: results.append(self._result(ids)), len(ids), names)
         parts = (part for name, whole in traces.items() for part in fused[name].split(whole, self.spec))
         return Answer(dict(parts), results[0])
+
+    def _result(self, ids: list[int]) -> Tensor:
+        """What it gives, in the shape of ours: transformers parts the two numbers of a span."""
+        output = self.model(torch.tensor([ids]))
+        if "start_logits" in output:
+            return torch.stack([output.start_logits[0], output.end_logits[0]], -1)
+        task = self.spec.task
+        return output[0][0].reshape(len(ids) if task is None or task.each else 1, -1)
 
     def _rows(self) -> Iterator[Binding]:
         wanted = set(self.checkpoint.bindings)
@@ -143,7 +154,8 @@ def witness(source: str) -> Witness:
 
 
 def _load_theirs(transformers: Any, checkpoint: Checkpoint, path: Path) -> nn.Module:
-    kind = transformers.AutoModelForCausalLM if checkpoint.spec.head else transformers.AutoModel
+    named = next(iter(checkpoint.config.get("architectures") or ()), "AutoModel")
+    kind = transformers.AutoModelForCausalLM if checkpoint.spec.pooling is None else getattr(transformers, named)
     file = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:

@@ -90,6 +90,21 @@ def turned_last(heads: Callable[[LatentSpec], int], still: Callable[[LatentSpec]
     return Via(lambda t, s: (sorted_rows(t, s, False),), lambda ts, s: sorted_rows(ts[0], s, True))
 
 
+def unfolded(t: Tensor, s: Spec) -> tuple[Tensor, ...]:
+    """The matrices of keys and values, which stand in turns, a head after the other."""
+    a = cast(LatentSpec, s.layers[0].attention)
+    parts = t.unflatten(0, (a.heads, -1)).split([a.plain_dim, a.value_dim], 1)
+    return tuple(part.flatten(0, 1).contiguous() for part in parts)
+
+
+def in_turns(ts: tuple[Tensor, ...], s: Spec) -> Tensor:
+    """The inverse of `unfolded`."""
+    return torch.cat([t.unflatten(0, (s.layers[0].attention.heads, -1)) for t in ts], 1).flatten(0, 1)
+
+
+UNFOLDED = Via(unfolded, in_turns)
+
+
 def _folded(spec: Spec) -> bool:
     return cast(LatentSpec, spec.layers[0].attention).query_rank is not None
 
@@ -105,7 +120,7 @@ ROWS = (
     Row(f"{_AT}.q_b_proj.weight", f"{_OURS}.q.weight", _QUERY, _folded),
     *(row._replace(via=_KEY) for row in pair(f"{_AT}.kv_a_proj_with_mqa", f"{_OURS}.kv_down")),
     Row(f"{_AT}.kv_a_layernorm.weight", f"{_OURS}.kv_norm.weight"),
-    Row(f"{_AT}.kv_b_proj.weight", f"{_OURS}.kv_up.weight"),
+    Row(f"{_AT}.kv_b_proj.weight", (f"{_OURS}.k_up.weight", f"{_OURS}.v_up.weight"), UNFOLDED),
     *pair(f"{_AT}.o_proj", f"{_OURS}.out"),
     *moe.rows("mlp", moe.PROJECTIONS),
     *(

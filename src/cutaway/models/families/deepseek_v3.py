@@ -22,10 +22,9 @@ def observed(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 def _ahead(row: Row) -> Row:
     """The row of a layer, of the block that stands behind the layers."""
-    return row._replace(
-        theirs=row.theirs.replace("layers.{i}", "layers.{n}"),
-        ours=str(row.ours).replace("layers.{i}", "ahead.{m}.block"),
-    )
+    names = (row.ours,) if isinstance(row.ours, str) else row.ours
+    ours = tuple(name.replace("layers.{i}", "ahead.{m}.block") for name in names)
+    return row._replace(theirs=row.theirs.replace("layers.{i}", "layers.{n}"), ours=ours)
 
 
 ROWS = (

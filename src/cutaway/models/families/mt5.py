@@ -1,4 +1,4 @@
-"""mT5 (Xue et al. 2021, arXiv:2010.11934): T5 1.1 in 101 languages; its head is not scaled, nor tied if it is stored."""
+"""mT5 (Xue et al. 2021, arXiv:2010.11934): T5 1.1 in 101 languages; its head is not scaled, nor tied if stored."""
 
 from __future__ import annotations
 
