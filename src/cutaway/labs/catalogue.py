@@ -6,8 +6,15 @@ import difflib
 
 from cutaway.errors import NotFound
 from cutaway.labs.attention_steps import attention_steps
+from cutaway.labs.dropout import dropout_lab
+from cutaway.labs.dropout_policy import dropout_policy
+from cutaway.labs.init_scale import init_scale
 from cutaway.labs.kv_cache import kv_cache
 from cutaway.labs.lab import Lab
+from cutaway.labs.layer_vs_batch import layer_vs_batch
+from cutaway.labs.normalizing import normalizing
+from cutaway.labs.pre_vs_post import pre_vs_post
+from cutaway.labs.residual_path import residual_path
 from cutaway.labs.rms_vs_layer import rms_vs_layer
 from cutaway.labs.rope_extrapolation import rope_extrapolation
 from cutaway.labs.rope_scaling import rope_scaling
@@ -15,6 +22,7 @@ from cutaway.labs.rotary import rotary
 from cutaway.labs.sampling import sampling
 from cutaway.labs.sinusoids import sinusoidal
 from cutaway.labs.sqrt_d import sqrt_d
+from cutaway.labs.transformer_init import transformer_init
 from cutaway.labs.where_parameters import where_parameters
 from cutaway.labs.why_kv_not_q import why_kv_not_q
 
@@ -28,7 +36,15 @@ LABS: dict[str, Lab] = {
         rotary,
         rope_scaling,
         rope_extrapolation,
+        residual_path,
         rms_vs_layer,
+        layer_vs_batch,
+        pre_vs_post,
+        normalizing,
+        dropout_lab,
+        dropout_policy,
+        init_scale,
+        transformer_init,
         why_kv_not_q,
         kv_cache,
         sampling,

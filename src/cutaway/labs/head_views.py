@@ -12,7 +12,6 @@ to tell the same from attention alone.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple
@@ -211,7 +210,8 @@ def _checks(heads: list[Head], off: float, agreements: Mapping[str, Agreement], 
             accuracy > 0.9 and pairs > 0.8,
             f"the small model copies ({accuracy:.0%} right), and blanking finds the mark and the symbol behind it as "
             f"the two tokens that matter most in {pairs:.0%} of the sequences",
-            f"小模型学会了复制（正确率 {accuracy:.0%}），逐个遮掉词元时，影响最大的两个在 {pairs:.0%} 的序列里正是标记和它后面的符号",
+            f"小模型学会了复制（正确率 {accuracy:.0%}）；逐个遮掉词元，影响最大的两个在 {pairs:.0%} 的序列里正是标记和"
+            "它后面的符号",
         ),
         check(
             chained > plain,
@@ -224,22 +224,22 @@ def _checks(heads: list[Head], off: float, agreements: Mapping[str, Agreement], 
 
 def _verdict(heads: list[Head], agreements: Mapping[str, Agreement], accuracy: float) -> Words:
     narrow, wide = min(heads, key=lambda h: h.reach), max(heads, key=lambda h: h.reach)
-    narrow_share = sum(head.reach < 2 for head in heads) / len(heads)
-    first = statistics.mean(head.first for head in heads)
-    most = max(heads, key=lambda h: h.before)
+    under_two = sum(head.reach < 2 for head in heads) / len(heads)
+    first, most = statistics.mean(head.first for head in heads), max(heads, key=lambda h: h.before)
     said = ", ".join(f"{n} {a.correlation:.2f}" for n, a in agreements.items() if n != "blanking")
-    roll = agreements["rollout"]
-    uniform = math.ceil(wide.reach)
+    blank, roll, last = (agreements[name] for name in ("blanking", "rollout", "last layer's weights"))
     return both(
-        f"Heads spread over {narrow.reach:.2f} tokens (layer {narrow.layer}) to {wide.reach:.1f} (layer {wide.layer}), as "
-        f"if evenly; {narrow_share:.0%} of them over fewer than 2. On average {first:.0%} of the weight goes to the first "
-        f"token, and one head of layer {most.layer} gives {most.before:.0%} to the token before. On the planted copy "
-        f"({accuracy:.0%} right) the ranks of what blanking a token costs correlate so with what attention says: {said}. "
-        f"Rollout puts the copied symbol first in {roll.symbol:.0%} of the sequences, but symbol and mark on top in only "
-        f"{roll.pairs:.0%}: that the mark was needed to find the symbol, weights alone hardly show.",
-        f"各头的有效范围从 {narrow.reach:.2f} 个词元（第 {narrow.layer} 层）到 {wide.reach:.1f} 个（第 {wide.layer} 层，"
-        f"相当于均匀看 {uniform} 个以内），其中 {narrow_share:.0%} 不到 2 个。平均 {first:.0%} 的权重落在第一个词元上，第 "
-        f"{most.layer} 层有一个头把 {most.before:.0%} 给了前一个词元。在埋设的复制任务上（正确率 {accuracy:.0%}），遮掉词元的"
-        f"实测影响与注意力说法的秩相关为：{said}。rollout 在 {roll.symbol:.0%} 的序列里把被复制的符号排在第一，但只在 "
-        f"{roll.pairs:.0%} 里把符号与标记一起排到最前：找到符号靠的是标记，仅看权重几乎看不出来。",
+        f"Heads spread, as if evenly, over {narrow.reach:.2f} tokens (layer {narrow.layer}) to {wide.reach:.1f} "
+        f"(layer {wide.layer}); {under_two:.0%} of them over fewer than 2. On average {first:.0%} of the weight goes "
+        f"to the first token, and one head of layer {most.layer} gives {most.before:.0%} to the token before. On the "
+        f"planted copy ({accuracy:.0%} right) the cost of blanking each token and what attention says of it correlate "
+        f"(ranks): {said}. The two tokens that matter are on top in {roll.pairs:.0%} of the sequences by rollout and "
+        f"in {last.pairs:.0%} by the last layer's weights. Which of the two matters more is another question: the "
+        f"copied symbol comes first in {roll.symbol:.0%} by rollout, in {blank.symbol:.0%} by blanking.",
+        f"各头的有效范围从 {narrow.reach:.2f} 个词元（第 {narrow.layer} 层）到 {wide.reach:.1f} 个（第 {wide.layer} "
+        f"层），其中 {under_two:.0%} 不到 2 个。平均 {first:.0%} 的权重落在第一个词元上，第 {most.layer} 层有一个头把 "
+        f"{most.before:.0%} 给了前一个词元。在埋设的复制任务上（正确率 {accuracy:.0%}），遮掉各词元的实测代价与注意力"
+        f"的说法之间的秩相关为：{said}。真正要紧的两个词元同时排在最前的序列：按 rollout 有 {roll.pairs:.0%}，按末层权"
+        f"重有 {last.pairs:.0%}。两者谁更要紧则是另一回事：被复制的符号排第一的，按 rollout 有 {roll.symbol:.0%}，按实"
+        f"测有 {blank.symbol:.0%}。",
     )

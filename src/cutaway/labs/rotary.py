@@ -161,7 +161,7 @@ def _checks(identities: list[Identity], permuted: float, mixed: float, losses: t
         ),
         check(
             losses[1] - losses[0] > 0.5,
-            f"read in the wrong layout the model's loss rises by more than half a nat ({losses[0]:.2f} to {losses[1]:.2f})",
+            f"read in the wrong layout the model loses more than half a nat ({losses[0]:.2f} to {losses[1]:.2f})",
             f"用错布局时模型损失上升超过 0.5 奈特（{losses[0]:.2f} 到 {losses[1]:.2f}）",
         ),
     ]

@@ -22,6 +22,7 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.training import Batch, fit, fresh, next_bytes, prose, small_spec
 from cutaway.models.block import positions_of
 from cutaway.models.decoder import Decoder
+from cutaway.models.spec import Spec
 from cutaway.nn.attention import BlockDiagonal, Question
 from cutaway.nn.patterns import CAUSAL, mask
 from cutaway.nn.simplex import WEIGHTINGS, sparsemax, weighted
@@ -104,17 +105,17 @@ def softmax_choice(
     steps: Annotated[int, Knob("training steps", "训练步数", quick=40, min=10, max=100_000)] = 140,
     seeds: Annotated[int, Knob("models of each kind", "每种模型的个数", quick=1, min=1, max=20)] = 3,
 ) -> Finding:
-    found: list[Outcome] = []
+    spec, found = small_spec(width=width, layers=layers), list[Outcome]()
     for name in WEIGHTINGS:
         for seed in range(run.seed, run.seed + seeds):
-            model = trained(name, width, layers, steps, seed, run)
+            model = trained(name, spec, steps, seed, run)
             first = seed == run.seed
             found += [read(model, name, t, seed) for t in TEMPERATURES if t == 1 or (first and name == "softmax")]
     entropies = [entropy_at(t, run) for t in HOT]
     return Finding(
         table=table(COLUMNS, (_row(o) for o in found)),
         plot=_plot(found),
-        verdict=_verdict(found),
+        verdict=_verdict(found, steps),
         checks=_checks(found, entropies, optimality(run)),
     )
 
@@ -126,9 +127,9 @@ def parts() -> tuple[Tensor, Tensor]:
     return text[:cut], text[cut:]
 
 
-def trained(name: str, width: int, layers: int, steps: int, seed: int, run: Run) -> Decoder:
+def trained(name: str, spec: Spec, steps: int, seed: int, run: Run) -> Decoder:
     """A decoder whose attention weights by `name`."""
-    model, task = fresh(small_spec(width=width, layers=layers), seed), next_bytes(parts()[0], LENGTH, ROWS)
+    model, task = fresh(spec, seed), next_bytes(parts()[0], LENGTH, ROWS)
     fit(model.parameters(), lambda g: loss_of(model, task(g), name), steps, run, name, seed=seed, lr=4e-3, warmup=10)
     return model
 
@@ -150,8 +151,7 @@ def read(model: Decoder, name: str, temperature: float, seed: int) -> Outcome:
 
 
 def entropy_at(temperature: float, run: Run, keys: int = 64) -> float:
-    """Least and mean entropy: of softmax weights over random scores of unit variance, mean over rows, as a share of
-    ln n."""
+    """Mean entropy of softmax weights over random scores of unit variance, as a share of ln n."""
     scores_QS = torch.randn(256, keys, generator=run.generator(), dtype=torch.float64)
     weights_QS = weighted("softmax", scores_QS, torch.ones(keys, dtype=torch.bool), temperature)
     return float(torch.special.entr(weights_QS).sum(-1).mean()) / math.log(keys)
@@ -200,7 +200,7 @@ def _checks(found: list[Outcome], entropies: list[float], off: float) -> list[Ch
     return [
         check(
             worst < 0.9 * math.log(256),
-            f"all four learn to predict text: {worst:.2f} nats per byte or less, where guessing has {math.log(256):.2f}",
+            f"all four learn to predict text: {worst:.2f} nats per byte at most, guessing has {math.log(256):.2f}",
             f"四种都能学会预测文本：每字节至多 {worst:.2f} 奈特，瞎猜为 {math.log(256):.2f}",
         ),
         check(
@@ -223,7 +223,7 @@ def _checks(found: list[Outcome], entropies: list[float], off: float) -> list[Ch
     ]
 
 
-def _verdict(found: list[Outcome]) -> Words:
+def _verdict(found: list[Outcome], steps: int) -> Words:
     told = {name: losses(found, name) for name in WEIGHTINGS}
     en = ", ".join(f"{name} {statistics.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for name, v in told.items())
     zh = "、".join(f"{name} {statistics.mean(v):.3f}（{min(v):.3f} 到 {max(v):.3f}）" for name, v in told.items())
@@ -231,13 +231,13 @@ def _verdict(found: list[Outcome]) -> Words:
     zeros = statistics.mean(o.zeros for o in found if o.name == "sparsemax")
     cold, hot, own = sweep(found)[0], sweep(found)[-1], next(o for o in sweep(found) if o.temperature == 1)
     return both(
-        f"Other functions do. Held-out loss in nats per byte over {len(told[best])} models each: {en}; the lowest is "
-        f"that of {best} here. What softmax has: positive weights that sum to one, at any length. Sparsemax sets "
-        f"{zeros:.0%} of the weights to exactly zero. Temperature trades sharp for even: read at {cold.temperature} "
-        f"the trained softmax model's loss is {cold.loss:.3f}, at 1 {own.loss:.3f}, at {hot.temperature:.0f} "
-        f"{hot.loss:.3f}.",
-        f"别的函数也行。每种 {len(told[best])} 个模型的留出损失（每字节奈特）：{zh}；此处最低的是 {best}。softmax 的长处是："
-        f"任何长度下权重为正且和为一。sparsemax 把 {zeros:.0%} 的权重变成正好为零。温度在尖锐与均匀之间取舍：训练好的 "
-        f"softmax 模型在温度 {cold.temperature} 下损失为 {cold.loss:.3f}，1 时 {own.loss:.3f}，{hot.temperature:.0f} 时 "
-        f"{hot.loss:.3f}。",
+        f"Other functions do. Held-out loss in nats per byte after {steps} steps, {len(told[best])} model(s) each: "
+        f"{en}; the lowest here is that of {best}. What softmax has: positive weights that sum to one, at any length. "
+        f"Sparsemax sets {zeros:.0%} of the weights to exactly zero. Temperature trades sharp for even: read at "
+        f"{cold.temperature} the trained softmax model's loss is {cold.loss:.3f}, at 1 {own.loss:.3f}, at "
+        f"{hot.temperature:.0f} {hot.loss:.3f}.",
+        f"别的函数也行。训练 {steps} 步、每种 {len(told[best])} 个模型的留出损失（每字节奈特）：{zh}；此处最低的是 "
+        f"{best}。softmax 的长处是：任何长度下权重为正且和为一。sparsemax 把 {zeros:.0%} 的权重变成正好为零。温度在"
+        f"尖锐与均匀之间取舍：训练好的 softmax 模型在温度 {cold.temperature} 下损失为 {cold.loss:.3f}，1 时 "
+        f"{own.loss:.3f}，{hot.temperature:.0f} 时 {hot.loss:.3f}。",
     )

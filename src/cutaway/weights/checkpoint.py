@@ -220,7 +220,7 @@ def _gguf_config(file: gguf.GGUF, family: Family, shapes: Mapping[str, tuple[int
     """What config.json would say. GGUF keeps float32: 9.9999997e-06 becomes the 1e-05 that was meant."""
     config = config_of_gguf(family, file.metadata, shapes)
     config = {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
-    return config | rope_gguf.read(family.gguf, file.metadata, shapes, file.load)
+    return rope_gguf.scaled(config, rope_gguf.read(family.gguf, file.metadata, shapes, file.load))
 
 
 def _open_directory(path: Path) -> Checkpoint:

@@ -37,7 +37,11 @@ from cutaway.weights.checkpoint import Each, silent
 # llama.cpp's number for a file that is mostly of one type (`general.file_type`).
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7, "Q4_0": 2}
 GGUF_TYPES = tuple(FILE_TYPES)
-EXACT = ("position_embd.weight", "token_types.weight")  # llama.cpp adds their rows as float32
+EXACT = (  # what llama.cpp wants in float32: rows that it adds, and what chooses among experts
+    "position_embd.weight",
+    "token_types.weight",
+    "ffn_gate_inp.weight",
+)
 
 
 def save_directory(
@@ -131,7 +135,7 @@ def _converted(
 
 
 def _type(name: str, shape: tuple[int, ...], kind: str) -> str:
-    if len(shape) < 2 or name in EXACT:
+    if len(shape) < 2 or name.endswith(EXACT):
         return "F32"
     return kind if shape[-1] % blocks.FORMATS[kind].elements == 0 else "F16"
 
@@ -139,8 +143,9 @@ def _type(name: str, shape: tuple[int, ...], kind: str) -> str:
 def _check_expressed(
     family: Family, spec: Spec, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse to write what would be read as another architecture. Scaling is kept in a tensor, see below."""
-    back = spec_of(family, config_of_gguf(family, metadata, shapes))
+    """Refuse to write what would be read as another architecture. `rope_gguf.kept` answers for the scaling itself."""
+    said = rope_gguf.read(family.gguf, metadata, {}, dict[str, Tensor]().__getitem__)
+    back = spec_of(family, rope_gguf.scaled(config_of_gguf(family, metadata, shapes), said))
     ours, theirs = _comparable(spec.to_dict()), _comparable(back.to_dict())
     wrong = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
     if wrong:

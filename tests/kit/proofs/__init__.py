@@ -10,6 +10,7 @@ from collections.abc import Callable
 from kit.proofs import (
     attention_forms,
     classics,
+    encoders,
     experts,
     formats,
     inside,
@@ -25,6 +26,7 @@ from kit.proofs import (
 
 PROOFS: dict[str, Callable[[], object]] = {
     **models.PROOFS,
+    **encoders.PROOFS,
     **formats.PROOFS,
     **sampling.PROOFS,
     **running.PROOFS,

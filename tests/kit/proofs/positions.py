@@ -31,6 +31,7 @@ from cutaway.nn.positions import (
 )
 from kit.precision import all_float64
 from kit.proofs.models import agree
+from kit.proofs.running import replies
 
 EXACT = 1e-12
 HEAD, BASE, TRAINED = 20, 500.0, 64
@@ -254,6 +255,7 @@ PROOFS: dict[str, Callable[[], object]] = {
     "sinusoids by hand": waves_by_hand,
     "alibi slopes": slopes,
     "alibi": alibi,
+    "replies phi3-long": partial(replies, "phi3-long"),
     "t5 buckets": buckets,
     "t5 bias": partial(relative, BUCKETS[0]),
     "t5 bias causal": partial(relative, BUCKETS[3]),

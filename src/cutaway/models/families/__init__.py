@@ -83,8 +83,10 @@ def family_of_architecture(
 
 def family_of_gguf(name: str, where: str, tensors: Tensors = tuple) -> Family:
     """By `general.architecture` of a GGUF file. Errors: unknown, naming what comes nearest."""
-    known = {f.gguf: f for f in FAMILIES.values() if f.gguf}
-    return known.get(name) or _unknown(name, known, where, {}, tensors)
+    of_name = [f for f in FAMILIES.values() if f.gguf == name and name]
+    marked = [f for f in of_name if f.gguf_mark and any(tensor.endswith(f.gguf_mark) for tensor in tensors())]
+    found = next(iter(marked), None) or next((f for f in of_name if not f.gguf_mark), None)
+    return found or _unknown(name, {f.gguf: f for f in FAMILIES.values() if f.gguf}, where, {}, tensors)
 
 
 def _unknown(name: str, known: dict[str, Family], where: str, config: Config, tensors: Tensors) -> Family:

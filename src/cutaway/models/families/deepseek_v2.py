@@ -14,8 +14,10 @@ from torch import Tensor
 from cutaway.errors import CutawayError
 from cutaway.models.families import llama, moe
 from cutaway.models.families.rope import read_rope, rope_entries
+from cutaway.models.families.rope_gguf import MSCALE
 from cutaway.models.families.table import Config, Family, Field, Row, Via, named, pair, same
 from cutaway.models.spec import Spec
+from cutaway.nn.experts import ExpertsSpec
 from cutaway.nn.latent import LatentSpec
 from cutaway.nn.rope_scaling import yarn_mscale
 
@@ -105,6 +107,15 @@ def in_turns(ts: tuple[Tensor, ...], s: Spec) -> Tensor:
 UNFOLDED = Via(unfolded, in_turns)
 
 
+FOLDING = Via(
+    lambda t, s: (t.transpose(1, 2).flatten(0, 1).contiguous(),),
+    lambda ts, s: ts[0].unflatten(0, (s.layers[0].attention.heads, -1)).transpose(1, 2).contiguous(),
+)
+UNFOLDING = Via(
+    lambda t, s: (t.flatten(0, 1),), lambda ts, s: ts[0].unflatten(0, (s.layers[0].attention.heads, -1)).contiguous()
+)
+
+
 def _folded(spec: Spec) -> bool:
     return cast(LatentSpec, spec.layers[0].attention).query_rank is not None
 
@@ -128,6 +139,71 @@ ROWS = (
         for name in ("gate", "up", "down")
     ),
 )
+GGUF_ROWS = (
+    *(row for row in llama.GGUF_ROWS if not any(f".attn_{name}." in row.theirs for name in "qkv")),
+    Row("blk.{i}.attn_q.weight", f"{_OURS}.q.weight", _QUERY, lambda s: not _folded(s)),
+    Row("blk.{i}.attn_q_a.weight", f"{_OURS}.q_down.weight"),
+    Row("blk.{i}.attn_q_a_norm.weight", f"{_OURS}.q_norm.weight"),
+    Row("blk.{i}.attn_q_b.weight", f"{_OURS}.q.weight", _QUERY, _folded),
+    Row("blk.{i}.attn_kv_a_mqa.weight", f"{_OURS}.kv_down.weight", _KEY),
+    Row("blk.{i}.attn_kv_a_norm.weight", f"{_OURS}.kv_norm.weight"),
+    Row("blk.{i}.attn_k_b.weight", f"{_OURS}.k_up.weight", FOLDING),
+    Row("blk.{i}.attn_v_b.weight", f"{_OURS}.v_up.weight", UNFOLDING),
+    *moe.GGUF_ROWS,
+    *moe.SHARED_GGUF_ROWS,
+)
+GGUF_KEYS = {
+    **{
+        key: entry
+        for key, entry in llama.GGUF_KEYS.items()
+        if key not in ("attention.head_count_kv", "attention.key_length")
+    },
+    "leading_dense_block_count": "first_k_dense_replace",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "attention.value_length_mla": "v_head_dim",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "expert_count": "n_routed_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_shared_count": "n_shared_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+}
+
+
+def gguf_config(metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The widths of a head's parts, YaRN's factors, and groups where the choice is limited to some."""
+    said = {key.removeprefix("deepseek2."): value for key, value in metadata.items()}
+    groups = {"n_group": said.get("expert_group_count") or 1, "topk_group": said.get("expert_group_used_count") or 1}
+    mscale = round(10 * said.get(MSCALE, 0.0), 6)
+    return {
+        **llama.gguf_sizes(metadata, shapes),
+        **groups,
+        "q_lora_rank": said.get("attention.q_lora_rank"),
+        "qk_nope_head_dim": said["attention.key_length_mla"] - said["rope.dimension_count"],
+        "topk_method": "greedy" if groups["n_group"] == 1 else "group_limited_greedy",
+        "norm_topk_prob": said.get("expert_weights_norm", False),
+        **({"rope_scaling": {"mscale": mscale, "mscale_all_dim": mscale}} if mscale else {}),
+    }
+
+
+def gguf_extra(spec: Spec) -> dict[str, Any]:
+    """Entries that llama.cpp wants beside those of the config: it reads the folded form, in which all heads share
+    one key, and how scores become weights."""
+    a = cast(LatentSpec, spec.layers[0].attention)
+    router = next(layer.ffn.router for layer in spec.layers if isinstance(layer.ffn, ExpertsSpec))
+    return {
+        "attention.head_count_kv": 1,
+        "attention.key_length": a.kv_rank + a.rope_dim,
+        "attention.value_length": a.kv_rank,
+        "attention.key_length_mla": a.head_dim,
+        "expert_gating_func": {"softmax": 1, "sigmoid": 2}[router.score],
+    }
+
+
 REQUIRES = {"moe_layer_freq": (1,), "pretraining_tp": (1,)}
 
 FAMILY = Family(
@@ -156,6 +232,11 @@ FAMILY = Family(
     ),
     constants=LATENT_NORMS,
     rows=ROWS,
+    gguf="deepseek2",
+    gguf_rows=GGUF_ROWS,
+    gguf_keys=GGUF_KEYS,
+    gguf_config=gguf_config,
+    gguf_extra=gguf_extra,
     requires={
         **REQUIRES,
         "scoring_func": ("softmax",),

@@ -20,6 +20,11 @@ def observed(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     return {"num_nextn_predict_layers": sum(match is not None for match in projects)}
 
 
+def gguf_config(metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """As V2, in whose names this family's choice is another; llama.cpp leaves out the blocks ahead."""
+    return {**deepseek_v2.gguf_config(metadata, shapes), "topk_method": "noaux_tc", "num_nextn_predict_layers": 0}
+
+
 def _ahead(row: Row) -> Row:
     """The row of a layer, of the block that stands behind the layers."""
     names = (row.ours,) if isinstance(row.ours, str) else row.ours
@@ -69,6 +74,12 @@ FAMILY = Family(
         Row("model.layers.{n}.eh_proj.weight", "ahead.{m}.project.weight"),
         Row("model.layers.{n}.shared_head.norm.weight", "ahead.{m}.final_norm.weight"),
     ),
+    gguf="deepseek2",
+    gguf_mark=".exp_probs_b.bias",
+    gguf_rows=(*deepseek_v2.GGUF_ROWS, Row("blk.{i}.exp_probs_b.bias", "layers.{i}.ffn.router.choice_bias")),
+    gguf_keys=deepseek_v2.GGUF_KEYS,
+    gguf_config=gguf_config,
+    gguf_extra=deepseek_v2.gguf_extra,
     requires={
         **deepseek_v2.REQUIRES,
         "scoring_func": ("sigmoid",),

@@ -78,6 +78,25 @@ FAMILY = Family(
         Row(f"{_AT}.experts.down_proj", f"{_OURS}.down", TURNED),
         Row(f"{_AT}.experts.down_proj_bias", f"{_OURS}.down_bias"),
     ),
+    gguf="gpt-oss",
+    gguf_rows=(
+        *(
+            row._replace(theirs=row.theirs.replace("ffn_norm", "post_attention_norm"))
+            for row in (*llama.GGUF_ROWS, *moe.GGUF_ROWS)
+        ),
+        Row("blk.{i}.attn_sinks.weight", "layers.{i}.attention.sinks"),
+        Row("blk.{i}.ffn_gate_inp.bias", "layers.{i}.ffn.router.bias"),
+        *(Row(f"blk.{{i}}.ffn_{name}_exps.bias", f"layers.{{i}}.ffn.{name}_bias") for name in ("gate", "up", "down")),
+    ),
+    gguf_keys={
+        **llama.GGUF_KEYS,
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "intermediate_size",
+        "attention.sliding_window": "sliding_window",
+    },
+    gguf_config=lambda metadata, shapes: {**llama.gguf_sizes(metadata, shapes), "rope_scaling": {"truncate": False}},
+    gguf_extra=llama.gguf_dims,
     requires={"swiglu_limit": (7.0,)},
     ignored=llama.FAMILY.ignored,
 )

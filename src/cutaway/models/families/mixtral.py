@@ -1,4 +1,7 @@
-"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral with eight experts a layer, of which a token uses two."""
+"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral with eight experts a layer, of which a token uses two.
+
+llama.cpp takes it for a llama that has experts.
+"""
 
 from __future__ import annotations
 
@@ -22,5 +25,15 @@ FAMILY = Family(
     ),
     constants={**moe.NORMS, "layer.ffn.expert.gated": True},
     rows=(*llama.ROWS, *moe.rows("block_sparse_moe", {"w1": "gate", "w3": "up", "w2": "down"})),
+    gguf="llama",
+    gguf_mark=".ffn_gate_inp.weight",
+    gguf_rows=(*llama.FAMILY.gguf_rows, *moe.GGUF_ROWS),
+    gguf_keys={
+        **llama.GGUF_KEYS,
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+    },
+    gguf_config=llama.gguf_sizes,
+    gguf_extra=llama.gguf_dims,
     ignored=llama.FAMILY.ignored,
 )

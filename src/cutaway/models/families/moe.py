@@ -69,4 +69,18 @@ def rows(block: str, names: Mapping[str, str]) -> tuple[Row, ...]:
     )
 
 
+GGUF_ROWS = (
+    Row("blk.{i}.ffn_gate_inp.weight", "layers.{i}.ffn.router.weight"),
+    *(Row(f"blk.{{i}}.ffn_{name}_exps.weight", f"layers.{{i}}.ffn.{name}") for name in ("gate", "up", "down")),
+)
+SHARED_GGUF_ROWS = tuple(
+    Row(f"blk.{{i}}.ffn_{name}_shexp.weight", f"layers.{{i}}.ffn.shared.{name}.weight")
+    for name in ("gate", "up", "down")
+)
+GGUF_KEYS = {
+    **llama.GGUF_KEYS,
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
 PROJECTIONS = {f"{name}_proj": name for name in ("gate", "up", "down")}

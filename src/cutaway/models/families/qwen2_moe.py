@@ -10,7 +10,7 @@ from typing import Any
 
 from cutaway.models.families import llama, moe
 from cutaway.models.families.rope import ROPE
-from cutaway.models.families.table import Config, Family, Field, Row, named, same
+from cutaway.models.families.table import Config, Family, Field, Row, Via, named, same
 
 
 def is_dense(config: Config, i: int) -> bool:
@@ -35,6 +35,7 @@ SHARED = (
     Field("shared.gated", lambda c: True),
     Field("shared_gate", lambda c: True),
 )
+ONE_ROW = Via(lambda t, s: (t.view(1, -1),), lambda ts, s: ts[0].flatten())
 
 FAMILY = Family(
     name="qwen2_moe",
@@ -57,6 +58,16 @@ FAMILY = Family(
         ),
         Row("model.layers.{i}.mlp.shared_expert_gate.weight", "layers.{i}.ffn.shared_gate.weight"),
     ),
+    gguf="qwen2moe",
+    gguf_rows=(
+        *llama.GGUF_ROWS,
+        *moe.GGUF_ROWS,
+        *moe.SHARED_GGUF_ROWS,
+        Row("blk.{i}.ffn_gate_inp_shexp.weight", "layers.{i}.ffn.shared_gate.weight", ONE_ROW),
+    ),
+    gguf_keys={**moe.GGUF_KEYS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+    gguf_config=lambda metadata, shapes: {**llama.gguf_sizes(metadata, shapes), "norm_topk_prob": False},
+    gguf_extra=llama.gguf_dims,
     requires={"use_sliding_window": (False,)},
     ignored=llama.FAMILY.ignored,
 )

@@ -27,6 +27,11 @@ FAMILY = Family(
     ),
     constants={**moe.NORMS, "layer.attention.qk_norm.kind": "rms"},
     rows=(*llama.ROWS, *qwen3.QK_NORM_ROWS, *moe.rows("mlp", moe.PROJECTIONS)),
+    gguf="qwen3moe",
+    gguf_rows=(*llama.GGUF_ROWS, *qwen3.QK_NORM_GGUF_ROWS, *moe.GGUF_ROWS),
+    gguf_keys=moe.GGUF_KEYS,
+    gguf_config=lambda metadata, shapes: {**llama.gguf_sizes(metadata, shapes), "norm_topk_prob": True},
+    gguf_extra=llama.gguf_dims,
     requires={"use_sliding_window": (False,)},
     ignored=llama.FAMILY.ignored,
 )

@@ -20,6 +20,7 @@ FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_fact
 TENSORS = (FREQS, LONG, SHORT)
 TRAINED = "rope.scaling.original_context_length"
 ATTENTION = "rope.scaling.attn_factor"
+MSCALE = "rope.scaling.yarn_log_multiplier"
 BETAS = {"rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow"}
 PUBLISHED = (8.0, 32.0)  # factors of Llama 3.1 and 3.2
 
@@ -52,11 +53,14 @@ def _linear(rope: RopeSpec, s: RopeScaling, width: int) -> Kept:
 
 
 def _yarn(rope: RopeSpec, s: RopeScaling, width: int) -> Kept | None:
-    """llama.cpp rounds the ramp to whole pairs and derives the attention factor from the other one."""
-    if not s.truncate or attention_factor(s) != attention_factor(RopeScaling("yarn", s.factor)):
+    """llama.cpp rounds the ramp to whole pairs and derives the attention factor from the other one, or from what
+    DeepSeek calls mscale_all_dim, taking mscale for the same."""
+    same = s.attention_factor is None and s.mscale and s.mscale == s.mscale_all_dim
+    if not s.truncate or not (same or attention_factor(s) == attention_factor(RopeScaling("yarn", s.factor))):
         return None
+    further = {MSCALE: 0.1 * s.mscale} if same and s.mscale else {}
     stated = {"rope.scaling.type": "yarn", "rope.scaling.factor": s.factor, TRAINED: s.original_context}
-    return Kept({**stated, **dict(zip(BETAS, (s.high, s.low), strict=True))}, {})
+    return Kept({**stated, **dict(zip(BETAS, (s.high, s.low), strict=True)), **further}, {})
 
 
 def _llama3(rope: RopeSpec, s: RopeScaling, width: int) -> Kept:
@@ -96,6 +100,12 @@ def read(
         return _entries("longrope", factors, said, {} if _is_derived(said) else {ATTENTION: "attention_factor"})
     kind = said.get("rope.scaling.type", "none")
     return {} if kind == "none" else _entries(kind, {"factor": said.get("rope.scaling.factor", 1.0)}, said, BETAS)
+
+
+def scaled(config: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the scaling that `read` found, to which the family may have added what no file says."""
+    known, found = config.pop("rope_scaling", {}), said.get("rope_scaling")
+    return config | said | ({"rope_scaling": {**found, **known}} if found else {})
 
 
 def _entries(kind: str, entries: dict[str, Any], said: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:

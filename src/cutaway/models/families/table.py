@@ -157,6 +157,7 @@ class Family:
     """The tables of one family.
 
     architectures: class names of transformers, the first is written. gguf: llama.cpp's name for it, if it has one.
+    gguf_mark: how a tensor's name ends that tells it from another family of that name.
     constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
     prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
     gguf_config: config entries that GGUF metadata does not state, from the metadata and the tensor shapes.
@@ -170,6 +171,7 @@ class Family:
     constants: Mapping[str, Any]
     rows: tuple[Row, ...]
     gguf: str = ""
+    gguf_mark: str = ""
     gguf_rows: tuple[Row, ...] = ()
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_config: Callable[[Config, Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda metadata, shapes: {}
