@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from cutaway.nn.attention import BlockDiagonal
 from cutaway.text.stream import Detokenizer
 from cutaway.weights.checkpoint import Checkpoint
 from kit.precision import all_float64
+
+with all_float64():  # it compiles its scale when it is imported, in what is float at that moment
+    deberta = import_module("transformers.models.deberta_v2.modeling_deberta_v2")
 
 transformers.logging.set_verbosity_error()
 

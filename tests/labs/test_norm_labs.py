@@ -30,10 +30,15 @@ def seeded(seed: int = 0) -> torch.Generator:
 # ---- residual-path
 
 
-def test_one_sigmoid_is_steepest_at_zero() -> None:
+def test_slopes_of_one_and_two_sigmoids() -> None:
+    """A quarter at zero; two of them are a product, largest a little left of zero."""
+
+    def slope(p: float) -> float:
+        q = 1 / (1 + math.exp(-p))
+        return p * (1 - p) * q * (1 - q)
+
     assert residual_path.steepest(1) == pytest.approx(0.25)
-    middle = 1 / (1 + math.exp(-0.5))
-    assert residual_path.steepest(2) == pytest.approx(0.25 * middle * (1 - middle), rel=1e-3)
+    assert residual_path.steepest(2) == pytest.approx(max(slope(i / 1000) for i in range(1001)), rel=1e-4)
 
 
 def test_a_skip_adds_the_input() -> None:

@@ -114,13 +114,46 @@ def test_flops_of_an_encoder_are_what_pytorch_counts() -> None:
     assert Cost(model.spec).flops(19) == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_flops_of_an_encoder_decoder_are_what_pytorch_counts(name: str) -> None:
+    model = build(spec(name))
+    assert isinstance(model, EncoderDecoder)
+    cost, source, target = Cost(model.spec), 11, 7
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        memory = model.encoder(torch.arange(source), torch.arange(source), BlockDiagonal([source]))
+        read = counter.get_total_flops()
+        context = BlockDiagonal([target], Source(memory, [source]))
+        hidden = model(torch.arange(target), torch.arange(target), context)
+        model.logits(hidden[-1:])
+    assert cost.flops(target, rows=1, source=source) - counter.get_total_flops() == 0
+    assert 0 < read < cost.flops_of_source(source)
+    terms = {term.name: term.value for term in cost.per_token(target, source)}
+    assert terms["cross"] == sum(4 * a.cross.heads * a.cross.head_dim * source for a in model.spec.layers)
+    assert cost.flops_per_token(target, source) == cost.flops(1, target - 1, 1, source=source)
+    kept = cost.kv_bytes(target, 3, "float32", source).value - cost.kv_bytes(target, 3, "float32").value
+    assert kept == sum(2 * a.cross.kv_heads * a.cross.head_dim * source * 3 * 4 for a in model.spec.layers)
+
+
+@pytest.mark.parametrize("past", [0, 5])
+def test_flops_of_latent_attention_follow_its_form(past: int) -> None:
+    model = build(spec("deepseek_v3"))
+    assert isinstance(model, Decoder)
+    cost, tokens_T = Cost(model.spec), torch.arange(4)
+    for remembers in (True,) if past else (True, False):
+        context = Spans([(cached(model, past), past, 4)]) if remembers else BlockDiagonal([4])
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.layers[0].attention(torch.randn(4, model.spec.width), 0, model.place(tokens_T + past, context), context)
+        assert counter.get_total_flops() > 0
+    assert cost.flops(4, past, remembers=True) > cost.flops(4, past) or past
+
+
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 1, 4, 7, 30])
+@pytest.mark.parametrize(("window", "first"), [(None, 0), (1, 0), (4, 0), (7, 0), (30, 0), (1, 1), (4, 3), (3, 12)])
 @pytest.mark.parametrize("past", [0, 3, 9])
-def test_pairs_are_the_ones_in_the_mask(past: int, window: int | None, causal: bool) -> None:
-    a = AttentionSpec(heads=1, kv_heads=1, head_dim=2, scale=1.0, causal=causal, window=window)
+def test_pairs_are_the_ones_in_the_mask(past: int, window: int | None, first: int, causal: bool) -> None:
+    a = AttentionSpec(heads=1, kv_heads=1, head_dim=2, scale=1.0, causal=causal, window=window, anchors=first)
     for new in (1, 2, 6, 11):
-        mask = visible(new, past + new, Question(1.0, causal, window), torch.device("cpu"))
+        mask = visible(new, past + new, Question(1.0, causal, window, first), torch.device("cpu"))
         assert pairs(a, new, past) == (new * (past + new) if mask is None else int(mask.sum()))
 
 

@@ -159,7 +159,7 @@ def spectra(model: str, contexts: int, every: int, run: Run) -> Spectrum:
     hidden = [decoder_(p, positions_of([len(p)]), BlockDiagonal([len(p)])) for p in run.each(pieces, "contexts, piece")]
     gram_RR, normal_RR = (torch.zeros(contexts, contexts, dtype=torch.float64) for _ in range(2))
     logits_RV = torch.cat([decoder_.logits(part) for part in hidden])
-    lse_R1 = logits_RV.double().logsumexp(-1, keepdim=True)
+    lse_R1 = logits_RV.logsumexp(-1, keepdim=True).double()
     for part in run.each(logits_RV[:, ::every].split(4096, 1), "products of their logits, part"):
         wide_RV = part.double()
         gram_RR += wide_RV @ wide_RV.T

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, both, check, table
@@ -27,11 +26,13 @@ from cutaway.labs.training import fit, fresh, loss_of, next_bytes, prose, small_
 from cutaway.models.block import positions_of
 from cutaway.models.decoder import Decoder
 from cutaway.nn.attention import BlockDiagonal
+from cutaway.nn.losses import cross_entropy
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights.checkpoint import Loaded
 
 BYTES, WORDS = "small model, bytes", "small model, the model's tokens"
 LENGTH, ROWS = 96, 8  # tokens per training sequence, sequences per step
+PIECE = 128  # rows whose logits are held at once
 TUNED_LAYERS, NEAR = 3, 6000  # the model's last layers; tokens right before the text that is scored
 CAPITALS = {
     "France": "Paris",
@@ -176,11 +177,12 @@ def numbered(tokenizer: Tokenizer, texts: Texts) -> Callable[[str], Tensor]:
 @torch.no_grad()
 def nats(model: Decoder, windows: list[Tensor], new: list[int]) -> float:
     """Mean loss of the last new[i] tokens of each window."""
-    lengths, losses = [len(w) for w in windows], []
+    lengths = [len(w) for w in windows]
     hidden_TD = model(torch.cat(windows), positions_of(lengths), BlockDiagonal(lengths))
-    for hidden, window, count in zip(hidden_TD.split(lengths), windows, new, strict=True):
-        logits_TV = model.logits(hidden[-count - 1 : -1])
-        losses.append(F.cross_entropy(logits_TV.float(), window[-count:], reduction="none"))
+    rows = zip(hidden_TD.split(lengths), windows, new, strict=True)
+    before, said = zip(*((h_TD[-n - 1 : -1], w_T[-n:]) for h_TD, w_T, n in rows), strict=True)
+    pieces = zip(torch.cat(before).split(PIECE), torch.cat(said).split(PIECE), strict=True)
+    losses = [cross_entropy(model.logits(h_TD), said_T) for h_TD, said_T in pieces]
     return float(torch.cat(losses).mean())
 
 

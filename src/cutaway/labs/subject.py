@@ -47,7 +47,8 @@ to find. The line climbs, and climbs again, and then it leaves the page.
 @lru_cache(maxsize=1)
 def subject(source: str) -> Loaded:
     """The decoder that `source` names, in float32, kept until another is. Errors: an encoder; loading's."""
-    loaded = load(source)
+    with torch.inference_mode(False):  # kept for others, who may want gradients
+        loaded = load(source)
     if not isinstance(loaded.model, Decoder):
         raise CutawayError("is an encoder, this lab needs a model that predicts tokens", source, f"try {MODEL}")
     return loaded

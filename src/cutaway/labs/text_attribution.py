@@ -108,10 +108,10 @@ def text_attribution(
     human: Annotated[
         str, Knob("a plain-text file by people; none: Python's reference", "人写的纯文本文件；不给则用 Python 参考手册")
     ] = "",
-    drawn: Annotated[int, Knob("texts per model", "每个模型的文本数", quick=6, min=2, max=1000)] = 12,
-    passages: Annotated[int, Knob("passages by people", "人写段落数", quick=8, min=2, max=1000)] = 100,
+    drawn: Annotated[int, Knob("texts per model", "每个模型的文本数", quick=5, min=2, max=1000)] = 12,
+    passages: Annotated[int, Knob("passages by people", "人写段落数", quick=6, min=2, max=1000)] = 100,
     prompt: Annotated[int, Knob("tokens of each prompt", "每个提示的词元数", quick=16, min=4, max=512)] = 32,
-    longest: Annotated[int, Knob("tokens of each text", "每段文本的词元数", quick=32, min=8, max=4096)] = 500,
+    longest: Annotated[int, Knob("tokens of each text", "每段文本的词元数", quick=24, min=8, max=4096)] = 500,
 ) -> Finding:
     loaded = subject(model)
     tokenizer, lengths = loaded.tokenizer, lengths_to(longest)

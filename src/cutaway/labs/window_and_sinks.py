@@ -83,16 +83,19 @@ def window_and_sinks(
     run: Run,
     *,
     model: Annotated[str, Knob("the model that reads", "被测的模型")] = MODEL,
-    length: Annotated[int, Knob("tokens that it reads", "读入的词元数", quick=320, min=256, max=4096)] = 1024,
+    length: Annotated[int, Knob("tokens that it reads", "读入的词元数", quick=384, min=256, max=4096)] = 1024,
     window: Annotated[int, Knob("tokens in the window", "窗口的词元数", min=8, max=2048)] = 64,
     thorough: Annotated[bool, Knob("other windows and numbers too", "也测其他窗口与个数", quick=False)] = True,
 ) -> Finding:
     loaded = subject(model)
     tokens_T = manual(loaded, length)
-    cuts = [(None, 0), (window, 0), (window, ANCHORS)]
+    cuts = [(window, 0), (window, ANCHORS)]
     cuts += [(window, 1), (window, 16), (4 * window, 0), (4 * window, ANCHORS)] if thorough else []
-    found = [cut(decoder(loaded), tokens_T, *c) for c in run.each(cuts, f"{loaded.name} reads through windows")]
-    sizes = watch(decoder(loaded), tokens_T)
+    whole, sizes = watch(decoder(loaded), tokens_T)
+    found = [
+        whole,
+        *(cut(decoder(loaded), tokens_T, *c) for c in run.each(cuts, f"{loaded.name} reads through windows")),
+    ]
     return Finding(
         table=_table(found, sizes), plot=_plot(sizes), verdict=_verdict(found, sizes), checks=_checks(found, sizes)
     )
@@ -115,14 +118,19 @@ def manual(loaded: Loaded, length: int) -> Tensor:
 @torch.inference_mode()
 def cut(model: Decoder, tokens_T: Tensor, window: int | None, anchors: int) -> Cut:
     """Read through one window."""
-    logits_TV = logits_of(model, tokens_T, Narrow(len(tokens_T), window, anchors))
+    return Cut(window, anchors, *halves(model, tokens_T, Narrow(len(tokens_T), window, anchors)))
+
+
+def halves(model: Decoder, tokens_T: Tensor, context: BlockDiagonal) -> tuple[float, float]:
+    """Mean losses over the first and the last half, nats."""
+    logits_TV = logits_of(model, tokens_T, context)
     loss_T = F.cross_entropy(logits_TV[:-1].float(), tokens_T[1:], reduction="none")
     first, last = loss_T.tensor_split([len(tokens_T) // 2])
-    return Cut(window, anchors, float(first.mean()), float(last.mean()))
+    return float(first.mean()), float(last.mean())
 
 
 @torch.inference_mode()
-def watch(model: Decoder, tokens_T: Tensor) -> list[Size]:
+def watch(model: Decoder, tokens_T: Tensor) -> tuple[Cut, list[Size]]:
     """Read everything, and look at what every block puts out."""
     largest: list[Tensor] = []
     hooks = [
@@ -130,14 +138,12 @@ def watch(model: Decoder, tokens_T: Tensor) -> list[Size]:
     ]
     context = Watched(len(tokens_T))
     try:
-        logits_of(model, tokens_T, context)
+        losses = halves(model, tokens_T, context)
     finally:
         for hook in hooks:
             hook.remove()
-    return [
-        Size(float(values_T[0]), float(values_T[1:].max()), share)
-        for values_T, share in zip(largest, context.shares, strict=True)
-    ]
+    seen = zip(largest, context.shares, strict=True)
+    return Cut(None, 0, *losses), [Size(float(x_T[0]), float(x_T[1:].max()), share) for x_T, share in seen]
 
 
 def _table(found: list[Cut], sizes: list[Size]) -> Table:
@@ -205,8 +211,8 @@ def _verdict(found: list[Cut], sizes: list[Size]) -> Words:
         f"one ({sizes[at].share:.0%} in block {at}), whose hidden state is of another size ({big.first:,.0f} against "
         f"{big.others:,.0f} at most elsewhere). A softmax must give its weight to something; take that place away and "
         "weights go where they do harm.",
-        f"文本后半段的损失：全部可见时 {whole.last:.2f} 奈特，只见最近 {bare.window} 个词元时 {bare.last:.2f}，再加上最前面 "
-        f"{kept.anchors} 个时 {kept.last:.2f}：损失的信息其实不多。后面的词元把 {share:.0%} 的注意力给了第一个词元（第 "
-        f"{at} 块中 {sizes[at].share:.0%}），它的隐藏状态大小迥异（{big.first:,.0f}，别处最多 {big.others:,.0f}）。"
-        "softmax 的权重总要有处可去；拿走这个去处，权重就落到有害的地方。",
+        f"文本后半段的损失：全部可见时 {whole.last:.2f} 奈特，只见最近 {bare.window} 个词元时 {bare.last:.2f}，再加上"
+        f"最前面 {kept.anchors} 个时 {kept.last:.2f}：损失的信息其实不多。后面的词元把 {share:.0%} 的注意力给了第一个"
+        f"词元（第 {at} 块中 {sizes[at].share:.0%}），它的隐藏状态大小迥异（{big.first:,.0f}，别处最多 "
+        f"{big.others:,.0f}）。softmax 的权重总要有处可去；拿走这个去处，权重就落到有害的地方。",
     )

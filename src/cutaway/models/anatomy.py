@@ -19,7 +19,7 @@ from torch import nn
 
 import cutaway
 from cutaway.models.block import Block, Stack
-from cutaway.models.cost import pairs
+from cutaway.models.cost import pairs, per_pair
 from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.spec import MixerSpec
@@ -141,7 +141,7 @@ class Anatomist:
         seen, spec = pairs(a, 1, self.context - 1), self.model.spec
         times = sum(path == f"layers.{spec.block_of(i)}.attention" for i in range(len(spec.layers))) or 1
         role = Role(f"q {q}, k and v [S, {kv}", q, {"keys": seen, "window": a.window, "causal": a.causal})
-        yield self._node(f"{path}.attend", attend, role, times * 2 * (a.per_pair * seen + a.per_token))
+        yield self._node(f"{path}.attend", attend, role, times * 2 * (per_pair(a, True) * seen + a.per_token))
 
     def _node(
         self,

@@ -2,15 +2,16 @@
 
 Exact: parameters, which `Cost.check` holds against a model's tensors; bytes of weights and KV cache; FLOPs of
 matrix multiplications, 2 per multiply-add (as in Kaplan et al. 2020, arXiv:2001.08361): projections,
-feed-forward, head, and attention's scores and weighted sums over the keys that a token may see.
+feed-forward, head, and attention's scores and weighted sums over the keys that a token may see; experts by how many
+a token goes to; latent attention in the form that runs, naive where all tokens are new, absorbed where it remembers.
 Not counted, because small: norms, rotation, softmax, activation functions, biases, residual sums, sampling; and
 DeBERTa's projections of its table of distances, which a batch of any size makes once per layer.
 Upper bounds: the memory of activations and logits.
 
 Symbols, also in the formulas that users are shown:
   V vocabulary   D width   L layers   H query heads   G key/value heads   K width of one head
-  F feed-forward width   P learned positions   W window   C context, in tokens   B sequences at once
-  T new tokens of a step   N parameters   b bytes per number
+  F feed-forward width   P learned positions   W window   A anchors   C context, in tokens   S tokens of a source
+  B sequences at once   T new tokens of a step   N parameters   b bytes per number
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cutaway.models.spec import FeedSpec, MixerSpec, Spec
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
+from cutaway.nn.latent import LatentSpec
 from cutaway.nn.linear_attention import LinearSpec
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -79,41 +81,80 @@ class Cost:
                 what = f"the formulas give {counted[module]:,} parameters, the tensors hold {held[module]:,}"
                 raise CutawayError(what, module)
 
-    def flops(self, new: int, past: int = 0, rows: int = 0) -> int:
-        """FLOPs of computing `new` tokens after `past` remembered ones, with logits for `rows` of them."""
-        attention = sum(2 * (a.per_pair * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
-        return 2 * self._multiplied * new + attention + rows * self._row.value
+    @cached_property
+    def active(self) -> int:
+        """Parameters that a token uses: of experts those it goes to, of tables for looking up none.
 
-    def per_token(self, context: int) -> list[Term]:
-        """FLOPs of generating one token that sees `context` tokens, itself included."""
+        A tied head's matrix counts, the blocks ahead do not: they are for training and drafting.
+        """
+        tied = [part.weights for part in self.parts if part.module == "embedding.tokens" and self._tied]
+        used = (part.parameters * part.active for part in self.parts if part.use not in ("look up", "nothing"))
+        return int(sum(used)) + sum(tied)
+
+    def read(self, tokens: int) -> float:
+        """Parameters that a step of `tokens` new tokens reads: of `active`, but each expert that any of them goes to.
+
+        Expected, if every expert is as likely: E experts of which a token takes C are E·(1 - (1 - C/E)^T) distinct.
+        """
+        experts = [part for part in self.parts if part.active < 1 and part.use != "nothing"]
+        alone, all_of_them = (
+            sum(part.parameters * share(float(part.active)) for part in experts)
+            for share in (lambda active: active, lambda active: 1 - (1 - active) ** tokens)
+        )
+        return self.active - alone + all_of_them
+
+    def flops(self, new: int, past: int = 0, rows: int = 0, *, source: int = 0, remembers: bool = False) -> int:
+        """FLOPs of computing `new` tokens after `past` remembered ones, with logits for `rows` of them.
+
+        source: tokens that an encoder-decoder's encoder reads, once, with the first tokens. remembers: the first
+        tokens too are computed in the form that fills a cache.
+        """
+        form = remembers or past > 0
+        attention = sum(2 * (per_pair(a, form) * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
+        across = source * new * sum(math.prod(_crossing(a)) for a in self._crossing)
+        reading = 0 if past else self.flops_of_source(source)
+        return 2 * self._multiplied * new + attention + across + reading + rows * self._row.value
+
+    def flops_of_source(self, source: int) -> int:
+        """FLOPs of encoding the source and of projecting it to the keys and values of all layers, once a sequence."""
+        encoder = self.spec.encoder.layers if self.spec.encoder else ()
+        attention = sum(2 * layer.attention.per_pair * pairs(layer.attention, source, 0) for layer in encoder)
+        return 2 * _multiplied(self.parts, "source") * source + attention
+
+    def per_token(self, context: int, source: int = 0) -> list[Term]:
+        """FLOPs of generating one token that sees `context` tokens, itself included, and `source` of a source."""
         seen = ((*_scored(a), pairs(a, 1, context - 1)) for a in self._attentions)
         beside = sum(2 * a.per_token for a in self._attentions)
         name, formula = ("distances", "L·4·H·K·rows") if self.spec.relative else ("states", "L·4·H·F·K")
         terms = [
             Term("matrices", 2 * self._multiplied, "2·(weights multiplied)", f"2 × {self._multiplied:,}"),
-            _sum("attention", "L·4·H·K·min(C, W)", seen),
+            _sum("attention", "L·4·H·K·min(C, W+A)" if self._anchored else "L·4·H·K·min(C, W)", seen),
+            *([_sum("cross", "L·4·H·K·S", ((*_crossing(a), source) for a in self._crossing))] if source else []),
             *([Term(name, beside, formula, f"{beside:,}")] if beside else []),
             *([self._row] if self._matrices else []),
         ]
         return terms
 
-    def flops_per_token(self, context: int) -> int:
+    def flops_per_token(self, context: int, source: int = 0) -> int:
         """The sum of `per_token`."""
-        return sum(term.value for term in self.per_token(context))
+        return sum(term.value for term in self.per_token(context, source))
 
     def kv_bytes_per_token(self, dtype: str) -> Term:
         """What one token leaves in the caches of all layers together, as long as no window is full."""
         b = width_of(dtype)
         return _sum("KV per token", self._kept, ((*kept(a), b) for a in self._caching))
 
-    def kv_bytes(self, context: int, batch: int, dtype: str) -> Term:
+    def kv_bytes(self, context: int, batch: int, dtype: str, source: int = 0) -> Term:
         """Keys and values that `batch` sequences of `context` tokens need; a window bounds a layer's need.
 
+        source: tokens of each sequence's source, whose keys and values every cross-attention keeps as well.
         What is held can be more: `engine.cache` keeps what has left a window, in buffers that double.
         """
         sizes = (batch, width_of(dtype))
-        seen = ((*kept(a), min(context, a.window or context), *sizes) for a in self._caching)
-        return _sum("KV cache", self._kept.replace("·b", "·min(C, W)·B·b"), seen)
+        seen = [(*kept(a), min(context, (a.window or context) + anchors(a)), *sizes) for a in self._caching]
+        across = [(*kept(a), source, *sizes) for a in self._crossing] if source else []
+        formula = self._kept.replace("·b", "·min(C, W+A)·B·b" if self._anchored else "·min(C, W)·B·b")
+        return _sum("KV cache", f"{formula} + L·2·G·K·S·B·b" if across else formula, [*seen, *across])
 
     def memory(self, context: int, batch: int, dtype: str, step: int | None = None) -> list[Term]:
         """Bytes to run `batch` sequences of `context` tokens: weights, KV cache, activations, logits, total.
@@ -161,11 +202,23 @@ class Cost:
 
     @cached_property
     def _multiplied(self) -> int:
-        return int(sum(part.weights * part.active * part.times for part in self.parts if part.use == "multiply"))
+        return _multiplied(self.parts, "multiply")
 
     @property
     def _attentions(self) -> list[MixerSpec]:
         return [layer.attention for layer in self.spec.layers]
+
+    @property
+    def _crossing(self) -> list[AttentionSpec]:
+        return [layer.cross for layer in self.spec.layers if layer.cross]
+
+    @property
+    def _anchored(self) -> bool:
+        return any(map(anchors, self._attentions))
+
+    @property
+    def _tied(self) -> bool:
+        return self.spec.head is not None and self.spec.head.tied
 
     @property
     def _caching(self) -> list[MixerSpec]:
@@ -181,7 +234,7 @@ class Cost:
         """Symbols and sizes of what the rows that are looked at go through; a tied head's are the embedding's."""
         spec = self.spec
         tied = [("V·E" if spec.embedding.width else "V·D", (spec.vocab, spec.embedding.width or spec.width))]
-        looked_up = tied if spec.head and spec.head.tied else []
+        looked_up = tied if self._tied else []
         return looked_up + [("·".join(part.symbols), part.sizes) for part in self.parts if part.use == "rows"]
 
     @property
@@ -206,30 +259,63 @@ def kept(a: MixerSpec) -> tuple[int, ...]:
     return (2, *a.cached[0]) if len(a.cached) == 2 else tuple(width for _, width in a.cached) or (0,)
 
 
+def anchors(a: MixerSpec) -> int:
+    """First tokens that are seen and kept beside the window."""
+    return a.anchors if isinstance(a, AttentionSpec) and a.window else 0
+
+
+def per_pair(a: MixerSpec, remembers: bool) -> int:
+    """Multiply-adds for each query and key; in latent attention that remembers, of the absorbed form."""
+    if remembers and isinstance(a, LatentSpec):
+        return a.heads * (2 * a.kv_rank + a.rope_dim)
+    return a.per_pair
+
+
 def _scored(a: MixerSpec) -> tuple[int, ...]:
-    """Factors of the FLOPs for each query and key: 4, H, K; or their product, where keys and values differ."""
-    return (4, a.heads, a.head_dim) if a.per_pair == 2 * a.heads * a.head_dim else (2, a.per_pair)
+    """Factors of the FLOPs for each query and key while generating: 4, H, K; or a product, where these do not fit."""
+    each = per_pair(a, remembers=True)
+    return (4, a.heads, a.head_dim) if each == 2 * a.heads * a.head_dim else (2, each)
+
+
+def _crossing(a: AttentionSpec) -> tuple[int, ...]:
+    return 4, a.heads, a.head_dim
+
+
+def _multiplied(found: Iterable[Part], use: str) -> int:
+    return int(sum(part.weights * part.active * part.times for part in found if part.use == use))
 
 
 def pairs(a: MixerSpec, new: int, past: int) -> int:
     """How many (query, key) pairs `new` tokens after `past` ones make: one for each key that a query may see.
 
     past 2, new 3, window 3      x x x . .
-                                 . x x x .     9 pairs
+                                 . x x x .     9 pairs; with one anchor 11
                                  . . x x x
     """
     keys = new + past
     window = min(a.window or keys, keys)
     if not a.causal:
-        return sum(min(i + window, keys) - max(i - window + 1, 0) for i in range(past, keys))
-    growing = min(max(window - past, 0), new)  # queries that still see everything before them
-    return growing * past + growing * (growing + 1) // 2 + (new - growing) * window
+        return sum(_both_ways(i, window, keys, anchors(a)) for i in range(past, keys))
+    near = _staircase(keys + 1, window) - _staircase(past + 1, window)
+    return near + _staircase(keys - window + 1, anchors(a)) - _staircase(past - window + 1, anchors(a))
+
+
+def _staircase(steps: int, top: int) -> int:
+    """0 + 1 + 2 + ..., so many steps, none higher than `top`."""
+    rising = max(min(steps, top), 0)
+    return rising * (rising - 1) // 2 + max(steps - rising, 0) * top
+
+
+def _both_ways(i: int, window: int, keys: int, first: int) -> int:
+    """Keys that token i sees before and after it; one of the `first` tokens sees all, and all see these."""
+    low, high = max(i - window + 1, 0), min(i + window, keys)
+    return keys if i < first else high - low + min(low, first)
 
 
 def mask_bytes(a: MixerSpec, queries: int, keys: int) -> int:
     """What `cutaway.nn.attention.visible` takes: 64-bit distances and booleans, both twice for a window."""
     if a.window is not None and a.window < keys:
-        return 18 * queries * min(keys, a.window + queries)
+        return 18 * queries * (keys if anchors(a) else min(keys, a.window + queries))
     return 9 * queries * keys if a.causal else 0
 
 

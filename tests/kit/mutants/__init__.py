@@ -5,6 +5,7 @@ from __future__ import annotations
 from kit.mutants import (
     attention_forms,
     classics,
+    encoders,
     experts,
     formats,
     inside,
@@ -21,6 +22,7 @@ from kit.mutation import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *models.MUTANTS,
+    *encoders.MUTANTS,
     *running.MUTANTS,
     *sampling.MUTANTS,
     *formats.MUTANTS,
