@@ -29,6 +29,7 @@ classics
 models
 native
 weights
+budget
 engine
 inside
 train

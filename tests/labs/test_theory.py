@@ -27,6 +27,7 @@ from cutaway.labs import (
     softmax_jacobian,
     text_attribution,
 )
+from cutaway.labs.catalogue import find
 from cutaway.labs.lab import Run
 from cutaway.labs.memory import peak_bytes
 from cutaway.labs.subject import logits_of, loss_of
@@ -284,7 +285,7 @@ def test_scores_are_those_of_the_models_probabilities(smollm2_gguf: Path) -> Non
     loaded = Loaded("tiny", model, tokenizer(smollm2_gguf), open_checkpoint(smollm2_gguf))
     ids = torch.randint(256, (30,), generator=random()).tolist()
     found = text_attribution.score(loaded, text_attribution.Written(ids[:1], ids[1:]))
-    logits = logits_of(model, torch.tensor(ids))
+    logits = logits_of(model, torch.tensor(ids)).detach()
     assert found.plain(29) == pytest.approx(-loss_of(logits, torch.tensor(ids)), rel=1e-5)
     p = logits[:-1].softmax(-1).double()
     assert found.mean_T.tolist() == pytest.approx((-torch.special.entr(p).sum(-1)).tolist(), rel=1e-4)
@@ -391,3 +392,25 @@ def test_poolings_are_trained_alike() -> None:
         for name in capsule_routing.POOLINGS
     }
     assert set(shapes.values()) == {(5, 6)}
+
+
+# ---- knobs that do not fit each other
+
+
+@pytest.mark.parametrize(
+    ("id", "knobs", "said"),
+    [
+        ("perplexity", {"window": 48, "finest": 32}, "cannot be halved down to a 32th"),
+        ("perplexity", {"window": 256, "finest": 2}, "fewer than three windows"),
+        ("perplexity", {"other": "no-such-model"}, "no-such-model"),
+        ("text-attribution", {"other": "no-such-model"}, "no-such-model"),
+        ("output-distribution", {"contexts": 500}, "must exceed the model's width of 576"),
+        ("output-distribution", {"every": 100}, "leaves fewer words than the 600 contexts"),
+        ("capsule-routing", {"width": 40}, "must be a multiple of 12"),
+        ("adaptive-softmax", {"tokens": 25}, "must be a multiple of 10"),
+        ("pca", {"model": "smollm2-135m-instruct"}, "does not encode sentences"),
+    ],
+)
+def test_knobs_that_do_not_fit_are_refused(id: str, knobs: dict, said: str, smollm2_gguf: Path) -> None:
+    with pytest.raises(CutawayError, match=said):
+        find(id).run(knobs, "quick")

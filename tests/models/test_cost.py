@@ -18,8 +18,8 @@ from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import sample
 from cutaway.errors import CutawayError
 from cutaway.models.build import build
-from cutaway.models.cost import SAMPLER_BYTES, STEP, Cost, pairs
-from cutaway.models.decoder import Decoder
+from cutaway.models.cost import SAMPLER_BYTES, STEP, Cost, pairs, per_pair
+from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.families.table import spec_of
 from cutaway.models.spec import Spec
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, visible
@@ -116,35 +116,40 @@ def test_flops_of_an_encoder_are_what_pytorch_counts() -> None:
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_flops_of_an_encoder_decoder_are_what_pytorch_counts(name: str) -> None:
-    model = build(spec(name))
+    model, source, target = build(spec(name)), 11, 7
     assert isinstance(model, EncoderDecoder)
-    cost, source, target = Cost(model.spec), 11, 7
+    cost = Cost(model.spec)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        memory = model.encoder(torch.arange(source), torch.arange(source), BlockDiagonal([source]))
-        read = counter.get_total_flops()
-        context = BlockDiagonal([target], Source(memory, [source]))
-        hidden = model(torch.arange(target), torch.arange(target), context)
-        model.logits(hidden[-1:])
-    assert cost.flops(target, rows=1, source=source) - counter.get_total_flops() == 0
-    assert 0 < read < cost.flops_of_source(source)
-    terms = {term.name: term.value for term in cost.per_token(target, source)}
-    assert terms["cross"] == sum(4 * a.cross.heads * a.cross.head_dim * source for a in model.spec.layers)
+        memory_MD = model.encode(torch.arange(source), [source])
+        context = BlockDiagonal([target], memory_MD=memory_MD, sources=[source])
+        hidden_TD = model(torch.arange(target), torch.arange(target), context)
+        model.logits(hidden_TD[-1:])
+    # The kernel multiplies all pairs and masks; a causal token sees those before it.
+    unseen = sum(2 * layer.attention.per_pair for layer in model.spec.layers) * target * (target - 1) // 2
+    assert cost.flops(target, rows=1, source=source) == counter.get_total_flops() - unseen
     assert cost.flops_per_token(target, source) == cost.flops(1, target - 1, 1, source=source)
     kept = cost.kv_bytes(target, 3, "float32", source).value - cost.kv_bytes(target, 3, "float32").value
-    assert kept == sum(2 * a.cross.kv_heads * a.cross.head_dim * source * 3 * 4 for a in model.spec.layers)
+    held = KVCache(model.spec, torch.float32, torch.device("cpu"), capacity=target)
+    with torch.no_grad():
+        held.memory_SD = memory_MD
+        model(torch.arange(target), torch.arange(target), Spans([(held, 0, target)]))
+    assert kept == 3 * sum(k.nbytes + v.nbytes for k, v in held.sources.values())
 
 
 @pytest.mark.parametrize("past", [0, 5])
 def test_flops_of_latent_attention_follow_its_form(past: int) -> None:
-    model = build(spec("deepseek_v3"))
+    """Naive over tokens that are all new, absorbed where a cache remembers."""
+    experts = spec("deepseek_v3")
+    model = build(replace(experts, layers=experts.layers[:1]))
     assert isinstance(model, Decoder)
-    cost, tokens_T = Cost(model.spec), torch.arange(4)
+    cost, new = Cost(model.spec), 1 if past else 4
+    unseen = new * (new - 1) // 2
     for remembers in (True,) if past else (True, False):
-        context = Spans([(cached(model, past), past, 4)]) if remembers else BlockDiagonal([4])
+        context = Spans([(cached(model, past), past, new)]) if remembers else BlockDiagonal([new])
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.layers[0].attention(torch.randn(4, model.spec.width), 0, model.place(tokens_T + past, context), context)
-        assert counter.get_total_flops() > 0
-    assert cost.flops(4, past, remembers=True) > cost.flops(4, past) or past
+            model(torch.arange(new), torch.arange(past, past + new), context)
+        masked = 2 * per_pair(model.spec.layers[0].attention, remembers) * unseen
+        assert cost.flops(new, past, remembers=remembers) == counter.get_total_flops() - masked
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -1,12 +1,10 @@
 """What sets families with experts apart, beside the proofs that every family passes: packed weights, blocks that
-predict ahead, published sizes, refusals, and the same tokens as transformers."""
+predict ahead, published sizes and refusals."""
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers.modeling_layers import MtpModel
 
-from cutaway.engine.engine import Engine
-from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import config_of, spec_of
-from cutaway.nn.attention import BlockDiagonal
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.packed import fp8, mxfp4
 from cutaway.weights.save import save_directory
 from kit import twins
-from kit.precision import all_float64
-from kit.proofs.models import agree, bound
+from kit.proofs.ahead import with_block_ahead
 from kit.twins import Tokenizerless
 
-EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 LLAMA = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4}
 
 # name -> the published configuration, as far as it says what is computed, and the number of parameters published.
@@ -128,78 +120,20 @@ def test_what_is_said_of_deepseek_v3():
     assert cost.kv_bytes_per_token("bfloat16").value == 70_272
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_generates_the_tokens_that_transformers_generates(name):
-    """Greedy, from prompts of several lengths, in float64, where no tie is a matter of rounding."""
-    twin = twins.twin(name)
-    model = twins.ours(twin)
-    for prompt_T in twins.prompts(twins.RAGGED):
-        with all_float64(), torch.no_grad():
-            mask = torch.ones_like(prompt_T)[None]
-            asked = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-            theirs = twin.reference.generate(prompt_T[None], attention_mask=mask, **asked)[0, len(prompt_T) :]
-        events = Engine(model, Tokenizerless()).generate(
-            prompt_T.tolist(), SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-        )
-        assert [event.choice.token for event in events] == theirs.tolist()
+def saved(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], architecture: str) -> Path:
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    return path
 
 
-# ---- DeepSeek-V3's block that predicts ahead
-
-
-@cache
-def with_block_ahead() -> tuple[Any, MtpModel, dict[str, Tensor]]:
-    """The twin, transformers' block that predicts ahead, and all tensors by the names of the published checkpoint."""
-    twin = twins.twin("deepseek_v3")
-    depth = twin.reference.config.num_hidden_layers
-    with all_float64():
-        config = copy.deepcopy(twin.reference.config)
-        config.num_nextn_predict_layers = 1
-        main = type(twin.reference)(config)
-        main.load_state_dict(twin.reference.state_dict())
-        block = MtpModel(main, 1).eval()
-        twins.make_loud(block.layers, seed=9)
-    found = dict(twin.state)
-    for name, tensor in block.layers.state_dict().items():
-        at = f"model.layers.{depth}.{name.removeprefix('0.').removeprefix('mtp_block.')}"
-        if at.endswith(("experts.gate_up_proj", "experts.down_proj")):
-            for e, both in enumerate(tensor):
-                parts = zip(("gate", "up"), both.chunk(2), strict=True) if "gate_up" in at else [("down", both)]
-                found |= {f"{at.rpartition('.')[0]}.{e}.{part}_proj.weight": t.clone() for part, t in parts}
-        else:
-            found[at.replace("post_norm", "shared_head.norm")] = tensor.clone()
-    copies = {"embed_tokens": "model.embed_tokens", "shared_head.head": "lm_head"}
-    found |= {f"model.layers.{depth}.{a}.weight": found[f"{b}.weight"].clone() for a, b in copies.items()}
-    return main, block, found
+# ---- DeepSeek-V3's block that predicts ahead; that it predicts the same is a proof of the kit
 
 
 @pytest.fixture
 def predicting_ahead(tmp_path) -> Path:
     """A directory as DeepSeek published it."""
     main, _, tensors = with_block_ahead()
-    save_file({name: t.contiguous() for name, t in tensors.items()}, tmp_path / "model.safetensors")
-    config = {**main.config.to_dict(), "architectures": ["DeepseekV3ForCausalLM"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    return tmp_path
-
-
-def test_the_block_ahead_predicts_what_transformers_predicts(predicting_ahead):
-    """From the model's hidden states and the tokens that follow, every position."""
-    main, block, _ = with_block_ahead()
-    model = open_checkpoint(predicting_ahead).model(torch.float64)
-    (tokens_T,) = twins.prompts((19,))
-    inputs_T, next_T, positions_T, context = tokens_T[:-1], tokens_T[1:], torch.arange(18), BlockDiagonal([18])
-    with all_float64(), torch.no_grad():
-        base = main.get_decoder()
-        theirs_TD = base(inputs_T[None])[0]
-        embedded = base.embed_tokens(next_T[None])
-        turns = base.rotary_emb(embedded, position_ids=positions_T[None])
-        mask = torch.full((18, 18), -torch.inf).triu(1)[None, None]
-        ahead_TD = block.layers[0](embedded, theirs_TD, turns, mask, positions_T[None], None)
-        expected_TV = main.lm_head(ahead_TD)[0]
-    hidden_TD = model(inputs_T, positions_T, context)
-    found_TD, _ = model.look_ahead(hidden_TD, next_T, positions_T, context)
-    agree([model.logits(found_TD)], [expected_TV], bound(torch.float64))
+    return saved(tmp_path, tensors, main.config.to_dict(), "DeepseekV3ForCausalLM")
 
 
 def test_blocks_ahead_survive_being_saved(predicting_ahead, tmp_path):
@@ -223,12 +157,6 @@ def test_blocks_ahead_that_transformers_dropped_are_not_missed(predicting_ahead)
 
 
 # ---- packed weights
-
-
-def saved(path: Path, tensors: dict[str, Tensor], config: dict[str, Any], architecture: str) -> Path:
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
-    return path
 
 
 def test_experts_in_mxfp4_are_read(tmp_path):

@@ -222,6 +222,8 @@ def test_what_is_recorded_trains_the_router():
         ("capacity", {"capacity": 0.0}),
         ("expert.width", {"expert": FeedForwardSpec(0, "silu", True)}),
         ("expert.activation", {"expert": FeedForwardSpec(4, "swoosh", True)}),
+        ("expert.limit", {"expert": FeedForwardSpec(4, "silu", False, limit=7.0)}),
+        ("expert.limit", {"expert": FeedForwardSpec(4, "silu", True, limit=0.0)}),
         ("shared.activation", {"shared": FeedForwardSpec(4, "swoosh", True)}),
     ],
 )

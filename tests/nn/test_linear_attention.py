@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 
+from cutaway.engine.cache import KVCache, Spans
 from cutaway.errors import CutawayError
+from cutaway.labs.subject import logits_of
+from cutaway.labs.training import fresh, small_spec, with_layers
 from cutaway.nn.attention import BlockDiagonal, Place
 from cutaway.nn.linear_attention import LinearAttention, LinearSpec, chunked, elu_features, random_features
 from cutaway.nn.positions import RopeSpec, rotation
@@ -38,6 +44,18 @@ def test_steps_of_any_size_are_the_whole(spec):
     torch.testing.assert_close(torch.cat(outs), whole, rtol=1e-12, atol=1e-12)
     for mine, other in zip(state, last, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", [LinearSpec(2, 8, rope=RopeSpec()), LinearSpec(2, 8, "random", 10, chunk=3)])
+def test_a_decoder_goes_on_from_its_states(spec):
+    """Spans of any size through the engine's cache give the logits of the whole sequence."""
+    model = fresh(with_layers(small_spec(width=16), lambda layer: replace(layer, attention=spec)), 0, std=0.3).double()
+    tokens_T, cache = torch.arange(20), KVCache(model.spec, model.dtype, model.device, 20)
+    ends = [0, 5, 6, 7, 14, 20]
+    with torch.no_grad():
+        hidden = [model(tokens_T[a:b], torch.arange(a, b), Spans([(cache, a, b - a)])) for a, b in pairwise(ends)]
+        torch.testing.assert_close(model.logits(torch.cat(hidden)), logits_of(model, tokens_T), rtol=1e-10, atol=1e-10)
+    model.cost.check(model)
 
 
 def test_rotation_comes_before_the_features():

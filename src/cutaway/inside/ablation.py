@@ -109,11 +109,16 @@ def without(model: Decoder, tokens_T: Tensor, groups: Sequence[Sequence[Target]]
     return touched(model, states(model, tokens_T), copies)
 
 
+def token_losses(model: Decoder, hidden_TD: Tensor, tokens_T: Tensor) -> Tensor:
+    """Negative log-probability of each token after the first, nats, [T - 1]."""
+    return F.cross_entropy(model.logits(hidden_TD[:-1]).float(), tokens_T[1:], reduction="none")
+
+
 def losses(model: Decoder, hidden_CTD: Tensor, tokens_T: Tensor) -> list[float]:
-    """Mean negative log-probability of each token after the first, nats, per copy; 0 for a text of one token."""
+    """Mean of `token_losses` per copy; 0 for a text of one token."""
     if len(tokens_T) < 2:
         return [0.0] * len(hidden_CTD)
-    return [float(F.cross_entropy(model.logits(hidden_TD[:-1]).float(), tokens_T[1:])) for hidden_TD in hidden_CTD]
+    return [float(token_losses(model, hidden_TD, tokens_T).mean()) for hidden_TD in hidden_CTD]
 
 
 @torch.inference_mode()

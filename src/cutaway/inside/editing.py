@@ -109,13 +109,14 @@ def rewrite(
     after = replace(loaded, model=edited.model)
     answer = wishes[0].ids[-wishes[0].answer]
     prompts = [("fact", fact.prompt), *(("paraphrase", p) for p in paraphrases), *(("neighbor", p) for p in neighbors)]
-    asked = [_ask((loaded, after), kind, prompt, answer) for kind, prompt in prompts]
+    asked = [ask((loaded, after), kind, prompt, answer) for kind, prompt in prompts]
     outcome = edited.losses, edited.changed, edited.size, edited.length
     return after, Report(place.layer, place.matrix, *outcome, asked)
 
 
 @torch.inference_mode()
-def _ask(models: tuple[Loaded, Loaded], kind: str, prompt: str, answer: int) -> Asked:
+def ask(models: tuple[Loaded, Loaded], kind: str, prompt: str, answer: int) -> Asked:
+    """A prompt put to a model before and after its edit. answer: the token whose probability is told."""
     before, after = models
     tokens_T = read(before, prompt, kind).tensor()
     logits = [model.logits(run(model, tokens_T)[-1:])[0] for model in (decoder(before), decoder(after))]

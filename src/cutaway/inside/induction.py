@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.errors import CutawayError
+from cutaway.inside.ablation import token_losses
 from cutaway.inside.attention import maps
 from cutaway.inside.sites import run
 from cutaway.models.decoder import Decoder
@@ -39,10 +39,9 @@ def score(weights_HQS: Tensor) -> Tensor:
     return weights_HQS.diagonal(1 - length, -2, -1)[:, 1:].mean(-1)
 
 
-def halves(model: Decoder, tokens_T: Tensor) -> tuple[float, float]:
+def halves(model: Decoder, hidden_TD: Tensor, tokens_T: Tensor) -> tuple[float, float]:
     """Loss on the first half and on the second, whose first token is still a surprise and does not count."""
-    length = len(tokens_T) // 2
-    loss_T = F.cross_entropy(model.logits(run(model, tokens_T)[:-1]).float(), tokens_T[1:], reduction="none")
+    length, loss_T = len(tokens_T) // 2, token_losses(model, hidden_TD, tokens_T)
     return float(loss_T[: length - 1].mean()), float(loss_T[length:].mean())
 
 
@@ -54,5 +53,5 @@ def induction(model: Decoder, length: int = 50, sequences: int = 4, seed: int = 
     generator = torch.Generator().manual_seed(seed)
     texts = [repeated(model.spec.vocab, length, generator) for _ in range(sequences)]
     scores = torch.stack([torch.stack([score(weights) for weights in maps(model, tokens_T)]) for tokens_T in texts])
-    losses = torch.tensor([halves(model, tokens_T) for tokens_T in texts]).mean(0)
+    losses = torch.tensor([halves(model, run(model, tokens_T), tokens_T) for tokens_T in texts]).mean(0)
     return Induction(scores.mean(0).tolist(), (float(losses[0]), float(losses[1])))

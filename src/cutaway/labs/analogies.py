@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Annotated, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cutaway.inside.geometry import directions, word_id
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, subject
@@ -147,8 +146,10 @@ def auc(higher: Sequence[float], lower: Sequence[float]) -> float:
 def _table(fixed: Mapping[str, Rank], scores: Mapping[str, Score], apart: float) -> Table:
     columns = {"asked": "", "questions": "", "right": "", "right, its own words allowed": "", "rank": ""}
     columns |= {"rank, its own words allowed": ""}
-    said = [(*text.split(), rank) for text, rank in fixed.items()]
-    rows = [[f"{b} - {a} + {c} = {d}", 1, float(r.out == 0), float(r.left_in == 0), *r] for a, b, c, d, r in said]
+    rows: list[list[Cell]] = []
+    for text, rank in fixed.items():
+        a, b, c, d = text.split()
+        rows.append([f"{b} - {a} + {c} = {d}", 1, float(rank.out == 0), float(rank.left_in == 0), *rank])
     rows += [[name, *score, None, None] for name, score in scores.items()]
     return table(columns, [*rows, ["synonyms above opposites (AUC)", None, apart, None, None, None]])
 
@@ -182,12 +183,10 @@ def _verdict(fixed: Mapping[str, Rank], scores: Mapping[str, Score], apart: floa
     with_own = statistics.mean(score.left_in for score in scores.values())
     return both(
         f"{right} of {len(fixed)} fixed analogies are solved if the question's words are left out, {allowed} if they "
-        f"may be the answer. Over ten relations {whole:.0%} and {with_own:.0%}: most of the step is in the words "
-        f"themselves. Best: {good}. Worst: {poor}. A random pair of synonyms is closer than a random pair of "
-        f"opposites with probability {apart:.2f} (0.5: no difference): what stands in the same contexts lies close, "
-        "whether it means the same or the contrary.",
-        f"排除题目中的词，{len(fixed)} 个固定类比解出 {right} 个；允许它们作答案则只有 {allowed} 个。十种关系平均为 "
-        f"{whole:.0%} 与 {with_own:.0%}：位移的大部分就在题目的词自己身上。最好：{good}。最差：{poor}。随机一对同义词"
-        f"比随机一对反义词更近的概率为 {apart:.2f}（0.5 即无差别）：出现在相同语境里的词就靠得近，不管意思相同还是相"
-        "反。",
+        f"may be the answer. Over ten relations it is {whole:.0%} and {with_own:.0%}. Best: {good}. Worst: {poor}. A "
+        f"random pair of synonyms is closer than a random pair of opposites with probability {apart:.2f} (0.5: no "
+        "difference).",
+        f"排除题目中的词，{len(fixed)} 个固定类比解出 {right} 个；允许它们作答案则为 {allowed} 个。十种关系平均为 "
+        f"{whole:.0%} 与 {with_own:.0%}。最好：{good}。最差：{poor}。随机一对同义词比随机一对反义词更近的概率为 "
+        f"{apart:.2f}（0.5 即无差别）。",
     )

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.errors import CutawayError
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
@@ -74,6 +75,10 @@ def capsule_routing(
     batch: Annotated[int, Knob("texts per step", "每步的文本数", quick=24, min=1, max=1024)] = 32,
     seeds: Annotated[int, Knob("how many seeds", "随机种子个数", quick=1, min=1, max=16)] = 3,
 ) -> Finding:
+    if width % (2 * PARENTS):
+        raise CutawayError(
+            f"must be a multiple of {2 * PARENTS}, got {width}", "knob width", "capsules share it evenly"
+        )
     found: dict[str, list[Trained]] = {name: [] for name in POOLINGS}
     for seed in range(run.seed, run.seed + seeds):
         for name in POOLINGS:

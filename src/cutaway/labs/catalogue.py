@@ -7,18 +7,34 @@ import difflib
 from cutaway.errors import NotFound
 from cutaway.labs.adaptive_softmax import adaptive_softmax
 from cutaway.labs.adversarial_text import adversarial_text
+from cutaway.labs.analogies import analogies
+from cutaway.labs.attention_cost import attention_cost
 from cutaway.labs.attention_steps import attention_steps
 from cutaway.labs.capsule_routing import capsule_routing
+from cutaway.labs.causal_mask import causal_mask
 from cutaway.labs.cross_entropy import cross_entropy_lab
 from cutaway.labs.dropout import dropout_lab
 from cutaway.labs.dropout_policy import dropout_policy
+from cutaway.labs.dynamic_masking import dynamic_masking
+from cutaway.labs.encoder_vs_decoder import encoder_vs_decoder
+from cutaway.labs.factual_edit import factual_edit
+from cutaway.labs.feed_forward_role import feed_forward_role
+from cutaway.labs.flash_traffic import flash_traffic
+from cutaway.labs.head_views import head_views
+from cutaway.labs.induction_heads import induction_heads
 from cutaway.labs.init_scale import init_scale
 from cutaway.labs.kl import kl
 from cutaway.labs.kv_cache import kv_cache
 from cutaway.labs.lab import Lab
 from cutaway.labs.layer_vs_batch import layer_vs_batch
+from cutaway.labs.linear_form import linear_attention
+from cutaway.labs.linear_recall import linear_recall
+from cutaway.labs.multi_head import multi_head
 from cutaway.labs.normalizing import normalizing
+from cutaway.labs.one_run import one_run
+from cutaway.labs.online_softmax import online_softmax
 from cutaway.labs.output_distribution import output_distribution
+from cutaway.labs.packing import packing
 from cutaway.labs.pca import pca
 from cutaway.labs.perplexity import perplexity
 from cutaway.labs.pre_vs_post import pre_vs_post
@@ -29,20 +45,37 @@ from cutaway.labs.rope_extrapolation import rope_extrapolation
 from cutaway.labs.rope_scaling import rope_scaling
 from cutaway.labs.rotary import rotary
 from cutaway.labs.sampling import sampling
+from cutaway.labs.senses import senses
 from cutaway.labs.sinusoids import sinusoidal
+from cutaway.labs.softmax_choice import softmax_choice
 from cutaway.labs.softmax_jacobian import softmax_jacobian
 from cutaway.labs.sqrt_d import sqrt_d
 from cutaway.labs.text_attribution import text_attribution
 from cutaway.labs.transformer_init import transformer_init
+from cutaway.labs.where_facts_live import where_facts_live
 from cutaway.labs.where_parameters import where_parameters
 from cutaway.labs.why_kv_not_q import why_kv_not_q
+from cutaway.labs.window_and_sinks import window_and_sinks
 
 LABS: dict[str, Lab] = {
     lab.id: lab
     for lab in (
+        one_run,
         where_parameters,
         attention_steps,
         sqrt_d,
+        multi_head,
+        causal_mask,
+        packing,
+        softmax_choice,
+        attention_cost,
+        flash_traffic,
+        online_softmax,
+        linear_attention,
+        linear_recall,
+        window_and_sinks,
+        head_views,
+        induction_heads,
         sinusoidal,
         rotary,
         rope_scaling,
@@ -51,11 +84,18 @@ LABS: dict[str, Lab] = {
         rms_vs_layer,
         layer_vs_batch,
         pre_vs_post,
+        encoder_vs_decoder,
+        dynamic_masking,
         normalizing,
         dropout_lab,
         dropout_policy,
         init_scale,
         transformer_init,
+        feed_forward_role,
+        where_facts_live,
+        factual_edit,
+        senses,
+        analogies,
         why_kv_not_q,
         kv_cache,
         sampling,

@@ -21,7 +21,9 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import last_logits, logits_of
 from cutaway.labs.training import fit, fresh, loss_of, next_bytes, prose, small_spec, with_layers
 from cutaway.models.decoder import Decoder
+from cutaway.models.spec import LayerSpec
 from cutaway.nn import patterns
+from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.flash import Tile, flash
 
 LENGTH, ROWS, GENERATED, ASKED = 64, 12, 40, 60
@@ -81,7 +83,7 @@ def reader(causal: bool, steps: int, start: str, run: Run) -> Reader:
     """Train with or without the mask on nine tenths of the text."""
     text = prose()
     cut = len(text) * 9 // 10
-    spec = with_layers(small_spec(), lambda layer: replace(layer, attention=replace(layer.attention, causal=causal)))
+    spec = small_spec() if causal else with_layers(small_spec(), unmasked)
     model, task = fresh(spec, run.seed), next_bytes(text[:cut], LENGTH, ROWS)
     name = "with the mask" if causal else "without"
     fitted = fit(
@@ -89,6 +91,12 @@ def reader(causal: bool, steps: int, start: str, run: Run) -> Reader:
     )
     bytes_T = torch.tensor(list(start.encode()))
     return Reader(name, fitted.losses, unseen(model, text[cut:]), moved(model, bytes_T), continued(model, bytes_T))
+
+
+def unmasked(layer: LayerSpec) -> LayerSpec:
+    """The same, seeing everything."""
+    assert isinstance(layer.attention, AttentionSpec)
+    return replace(layer, attention=replace(layer.attention, causal=False))
 
 
 @torch.no_grad()
@@ -168,13 +176,13 @@ def _checks(readers: list[Reader], apart: dict[str, float]) -> list[Check]:
             f"有掩码时改动一个词元，之前的 logits 一位不变；没有时最多变动 {open_.moved:.1f}",
         ),
         check(
-            open_.final < 0.3 < masked.final,
+            open_.final < masked.final / 4,
             f"without the mask the training loss falls to {open_.final:.2f}, with it to {masked.final:.2f} nats",
             f"没有掩码时训练损失降到 {open_.final:.2f}，有掩码时 {masked.final:.2f} 奈特",
         ),
         check(
             open_.unseen > masked.unseen + 0.5,
-            f"where the next byte is not there to be read it has {open_.unseen:.2f}, the masked model {masked.unseen:.2f}",
+            f"where the next byte is not there to be read it has {open_.unseen:.2f}, the other {masked.unseen:.2f}",
             f"下一个字节不在眼前时，它的损失为 {open_.unseen:.2f}，有掩码的模型为 {masked.unseen:.2f}",
         ),
         check(
@@ -190,12 +198,12 @@ def _verdict(readers: list[Reader]) -> Words:
     guess = math.log(256)
     return both(
         f"A token may not look at what it is asked for. Without the mask training looks splendid ({open_.final:.2f} "
-        f"nats per byte against {masked.final:.2f}), because the next byte is there to be copied; asked for a byte that "
-        f"is not there yet, that model has {open_.unseen:.2f} ({guess:.2f} is guessing) and the masked one "
+        f"nats per byte against {masked.final:.2f}), because the next byte is there to be copied; asked for a byte "
+        f"that is not there yet, that model has {open_.unseen:.2f} ({guess:.2f} is guessing) and the masked one "
         f"{masked.unseen:.2f}. It writes {open_.writes!r}, the other {masked.writes!r}. Masks combine by and: a key "
         "must be in the past, in the same document, and no padding; a row that sees nothing gives zeros.",
-        f"词元不能看到要它回答的东西。没有掩码，训练看起来极好（每字节 {open_.final:.2f} 奈特，对 {masked.final:.2f}），"
-        f"因为下一个字节就在眼前；要它预测还不存在的字节时，损失为 {open_.unseen:.2f}（瞎猜为 {guess:.2f}），有掩码的模型 "
-        f"{masked.unseen:.2f}。它写出 {open_.writes!r}，另一个写出 {masked.writes!r}。掩码以“且”组合：键必须在过去、"
-        "在同一文档、且不是填充；什么都看不到的行输出零。",
+        f"词元不能看到要它回答的东西。没有掩码，训练看起来极好（每字节 {open_.final:.2f} 奈特，对 "
+        f"{masked.final:.2f}），因为下一个字节就在眼前；要它预测还不存在的字节时，损失为 {open_.unseen:.2f}"
+        f"（瞎猜为 {guess:.2f}），有掩码的模型 {masked.unseen:.2f}。它写出 {open_.writes!r}，另一个写出 "
+        f"{masked.writes!r}。掩码以“且”组合：键必须在过去、在同一文档、且不是填充；什么都看不到的行输出零。",
     )

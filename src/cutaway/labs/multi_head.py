@@ -101,7 +101,7 @@ class Outcome(NamedTuple):
 def multi_head(
     run: Run,
     *,
-    steps: Annotated[int, Knob("training steps", "训练步数", quick=250, min=100, max=20_000)] = 1200,
+    steps: Annotated[int, Knob("training steps", "训练步数", quick=200, min=100, max=20_000)] = 1200,
     seeds: Annotated[int, Knob("models of each kind", "每种模型的个数", quick=1, min=1, max=20)] = 3,
 ) -> Finding:
     jobs = [(kind, heads, run.seed + s) for kind in KINDS for s in range(seeds) for heads in (1, 2)]

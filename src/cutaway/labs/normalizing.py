@@ -2,7 +2,7 @@
 
 norm(c W x) = norm(W x): the size of a weight matrix before a norm has no meaning. Its gradient goes as 1 / c, so a
 step that was too long makes the matrix larger and the next step smaller (van Laarhoven 2017, arXiv:1706.05350): norms
-forgive learning rates. First the algebra, then the largest rate at which small models still learn, with norms and
+forgive learning rates. First the algebra, then the largest rate at which small models stay stable, with norms and
 without any, then how far apart training and held-out losses are.
 """
 
@@ -232,8 +232,8 @@ def _checks(scaled: dict[Kind, Scaled], largest: dict[str, list[float]], fits: d
         ),
         check(
             bare > 0 and kept > 2 * bare,
-            f"models with norms learn at rates up to {kept:.2g}, models without up to {bare:.2g}",
-            f"有归一化的模型能用到 {kept:.2g} 的学习率，没有的只能用到 {bare:.2g}",
+            f"models with norms stay stable up to rate {kept:.2g}, models without up to {bare:.2g}",
+            f"有归一化的模型学习率到 {kept:.2g} 仍稳定，没有的只到 {bare:.2g}",
         ),
         check(
             all(f.learned < f.held_out for of_arm in fits.values() for f in of_arm),
@@ -256,15 +256,16 @@ def _verdict(
     )
     return both(
         f"It takes the meaning from the size of the weights before it: with {FACTOR:g} W the outputs stay and the "
-        f"gradient is divided by {scaled['layer'].gradient:.2f}. Models with norms learn at rates up to "
+        f"gradient is divided by {scaled['layer'].gradient:.2f}. Models with norms stay stable up to rates of "
         f"{min(kept):.2g} to {max(kept):.2g} ({len(kept)} seeds; {limit:.2g} was the largest tried), models without up "
-        f"to {min(bare):.2g} to {max(bare):.2g}. At a rate both can bear, {rate:.2g}, the losses on a small text are "
+        f"to {min(bare):.2g} to {max(bare):.2g}; stable means a loss below 3/4 ln 256 after training, not a good one. "
+        f"At a rate both can bear, {rate:.2g}, the losses on a small text are "
         f"{learned[0]:.2f} with norms and {learned[1]:.2f} without, on unseen text {end[0]:.2f} and {end[1]:.2f}: gaps "
         f"of {gap(a):.2f} and {gap(b):.2f}. The lowest loss on unseen text on the way is {best[0]:.2f} with norms and "
         f"{best[1]:.2f} without.",
         f"它使前面权重的大小失去意义：换成 {FACTOR:g} W 后输出不变，梯度除以 {scaled['layer'].gradient:.2f}。有归一化的"
-        f"模型可用的学习率最大为 {min(kept):.2g} 到 {max(kept):.2g}（{len(kept)} 个种子；最大只试到 {limit:.2g}），没有"
-        f"的为 {min(bare):.2g} 到 {max(bare):.2g}。在两者都受得了的 {rate:.2g} 下，小文本上的损失有归一化为 "
+        f"模型稳定到学习率 {min(kept):.2g} 至 {max(kept):.2g}（{len(kept)} 个种子；最大只试到 {limit:.2g}），没有的到 "
+        f"{min(bare):.2g} 至 {max(bare):.2g}；稳定只指训练后损失低于 3/4 ln 256，并不是好。在两者都受得了的 {rate:.2g} 下，小文本上的损失有归一化为 "
         f"{learned[0]:.2f}，没有为 {learned[1]:.2f}；没见过的文本上为 {end[0]:.2f} 和 {end[1]:.2f}，差距为 "
         f"{gap(a):.2f} 和 {gap(b):.2f}。途中没见过的文本上的最低损失，有归一化为 {best[0]:.2f}，没有为 {best[1]:.2f}。",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -84,3 +85,13 @@ def calls(modules: Sequence[nn.Module], way: Callable[[], object]) -> int:
     for handle in handles:
         handle.remove()
     return len(seen)
+
+
+def widest(make: Callable[[int], nn.Module], size: int) -> int:
+    """The largest width whose module has at most `size` parameters."""
+
+    def fits(width: int) -> bool:
+        with torch.device("meta"):
+            return size_of(make(width)) <= size
+
+    return next(width for width in itertools.count(1) if not fits(width + 1))

@@ -153,6 +153,8 @@ def spectra(model: str, contexts: int, every: int, run: Run) -> Spectrum:
     decoder_, width = decoder(loaded), loaded.model.spec.width
     if contexts <= width:
         raise CutawayError(f"must exceed the model's width of {width}, got {contexts}", "knob contexts")
+    if loaded.model.spec.vocab // every <= contexts:
+        raise CutawayError(f"leaves fewer words than the {contexts} contexts", "knob every", "look at more of them")
     text = bytes(prose()[: 12 * contexts].tolist()).decode("utf-8", "ignore")
     tokens_T = torch.tensor(loaded.tokenizer.encode(text)[:contexts])
     pieces = tokens_T.split(PIECE)

@@ -27,7 +27,7 @@ from cutaway.models.encoder import Encoder
 from cutaway.weights.checkpoint import load
 
 MODEL = "all-minilm-l6-v2"
-DIMS = (384, 256, 128, 64, 32, 16)
+DIMS = (256, 128, 64, 32, 16)
 SLOTS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("a doctor", "a physician"),
@@ -120,7 +120,8 @@ def pca(
     x_ND -= x_ND.mean(0)
     values_D, axes_DD = components(x_ND)
     likeness_N = torch.tensor([pair.likeness for pair in judged], dtype=torch.float64)
-    kept = [keep(x_ND, axes_DD, dims, likeness_N) for dims in DIMS if dims <= x_ND.shape[1]]
+    width = x_ND.shape[1]
+    kept = [keep(x_ND, axes_DD, dims, likeness_N) for dims in (width, *(d for d in DIMS if d < width))]
     rows: list[list[Cell]] = [[k.dims, 100 * k.variance, 100 * share(values_D, k.dims), k.spearman] for k in kept]
     names = {"dimensions": "", "variance kept": "%", "share of the eigenvalues": "%", "Spearman": ""}
     return Finding(

@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cutaway.errors import CutawayError
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
@@ -28,6 +29,7 @@ from cutaway.models.decoder import Decoder
 from cutaway.nn.attention import BlockDiagonal
 from cutaway.nn.losses import cross_entropy
 from cutaway.text.tokenizer import Tokenizer
+from cutaway.weights import sources
 from cutaway.weights.checkpoint import Loaded
 
 BYTES, WORDS = "small model, bytes", "small model, the model's tokens"
@@ -118,8 +120,11 @@ def perplexity(
         int, Knob("the smallest stride is the window divided by this", "最小步长为窗口除以它", quick=2, min=2, max=64)
     ] = 8,
 ) -> Finding:
+    if other:
+        sources.resolve(other)  # found missing at the end of a long run, it would cost the whole of it
     loaded, texts = subject(model), split(learned, held_out)
     ids = torch.tensor(loaded.tokenizer.encode(texts.test, add_special=False))
+    check_windows(window, finest, len(ids))
     size = len(texts.test.encode()) / len(ids)
     ways = {BYTES: as_bytes, WORDS: numbered(loaded.tokenizer, texts)}
     small = [trained(name, way, texts, width=width, steps=steps, run=run) for name, way in ways.items()]
@@ -189,6 +194,15 @@ def nats(model: Decoder, windows: list[Tensor], new: list[int]) -> float:
 def halved(window: int, finest: int) -> list[int]:
     """window, window / 2, ... window / finest."""
     return [window // 2**i for i in range(int(math.log2(finest)) + 1)]
+
+
+def check_windows(window: int, finest: int, tokens: int) -> None:
+    """Errors: strides that would not score the same tokens, a text with fewer than three windows."""
+    if window % 2 ** int(math.log2(finest)):
+        raise CutawayError(f"{window} cannot be halved down to a {finest}th", "knob window", "take a power of two")
+    if tokens < 3 * window:
+        what = f"{tokens} tokens hold fewer than three windows of {window}"
+        raise CutawayError(what, "knob held_out", "score more bytes, or take smaller windows")
 
 
 def strided(model: Decoder, ids: Tensor, window: int, stride: int, batch: int = 8) -> float:

@@ -24,7 +24,7 @@ from torch import Tensor
 from cutaway.errors import CutawayError
 from cutaway.inside.geometry import word_id
 from cutaway.inside.sites import states
-from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, subject
@@ -266,7 +266,9 @@ def mean_gaps(parted: Mapping[str, Parted]) -> list[float]:
 def _table(parted: Mapping[str, Parted]) -> Table:
     columns = {"word": "", "gap at the embedding": "", "largest gap": "", "after blocks": "", "gap at the end": ""}
     columns |= {"cosine within a sense there": "", "other splits as good": "of 34"}
-    rows = [[word, p.gaps[0], p.gaps[p.best], p.best, p.gaps[-1], p.same[p.best], p.rank] for word, p in parted.items()]
+    rows: list[list[Cell]] = [
+        [word, p.gaps[0], p.gaps[p.best], p.best, p.gaps[-1], p.same[p.best], p.rank] for word, p in parted.items()
+    ]
     return table(columns, rows)
 
 
@@ -315,12 +317,10 @@ def _verdict(parted: Mapping[str, Parted]) -> Words:
         f"The gap between same-sense and cross-sense cosine starts at 0, passes half its height after {early} blocks "
         f"and is largest after {best} of {len(mean) - 1} ({mean[best]:.3f}, mean over {len(parted)} words; at the end "
         f"{mean[-1]:.3f}). For single words the best depth is {depths[0]} to {depths[-1]}; {over} of {len(parted)} "
-        f"exceed 0.1. “bank”: {max(bank.gaps):.3f} after {bank.best}. Cosines are high throughout "
-        f"({bank.same[bank.best]:.2f} within a sense there): the senses are a small part of the vector, but a clean "
-        "one.",
+        f"exceed 0.1. “bank”: {max(bank.gaps):.3f} after {bank.best}. Cosines are high: {bank.same[bank.best]:.2f} "
+        "within a sense there.",
         f"同义与异义余弦之差从 0 开始，经过 {early} 层到达一半高度，在 {len(mean) - 1} 层中的第 {best} 层后最大"
         f"（{mean[best]:.3f}，{len(parted)} 个词的平均；末层 {mean[-1]:.3f}）。单个词的最佳深度在 {depths[0]} 到 "
         f"{depths[-1]} 之间，{len(parted)} 个中有 {over} 个超过 0.1。“bank”：第 {bank.best} 层后 "
-        f"{max(bank.gaps):.3f}。余弦始终很高（该处同义为 {bank.same[bank.best]:.2f}）：词义只占向量的一小部分，却分得"
-        "清楚。",
+        f"{max(bank.gaps):.3f}。余弦本身很高：该处同义为 {bank.same[bank.best]:.2f}。",
     )

@@ -95,14 +95,14 @@ class Outcome(NamedTuple):
         "Why softmax for the weights, could another function do, and what does a temperature inside it change?",
         "注意力权重为什么用 softmax，换别的函数行吗，其中的温度改变什么？",
     ),
-    seconds={"quick": 6, "full": 240},
+    seconds={"quick": 3, "full": 240},
 )
 def softmax_choice(
     run: Run,
     *,
-    width: Annotated[int, Knob("width of the models", "模型宽度", quick=48, min=16, max=1024)] = 128,
+    width: Annotated[int, Knob("width of the models", "模型宽度", quick=32, min=16, max=1024)] = 128,
     layers: Annotated[int, Knob("their blocks", "模型层数", quick=2, min=1, max=48)] = 5,
-    steps: Annotated[int, Knob("training steps", "训练步数", quick=40, min=10, max=100_000)] = 140,
+    steps: Annotated[int, Knob("training steps", "训练步数", quick=30, min=10, max=100_000)] = 140,
     seeds: Annotated[int, Knob("models of each kind", "每种模型的个数", quick=1, min=1, max=20)] = 3,
 ) -> Finding:
     spec, found = small_spec(width=width, layers=layers), list[Outcome]()

@@ -30,6 +30,7 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, logits_of, subject
 from cutaway.labs.training import prose
 from cutaway.text.tokenizer import Tokenizer
+from cutaway.weights import sources
 from cutaway.weights.checkpoint import Loaded
 
 OWN, OTHER, HUMAN = "the model's own draws", "another model's draws", "passages by people"
@@ -113,6 +114,8 @@ def text_attribution(
     prompt: Annotated[int, Knob("tokens of each prompt", "每个提示的词元数", quick=16, min=4, max=512)] = 32,
     longest: Annotated[int, Knob("tokens of each text", "每段文本的词元数", quick=24, min=8, max=4096)] = 500,
 ) -> Finding:
+    if other:
+        sources.resolve(other)  # found missing in the middle of a long run, it would cost what was done
     loaded = subject(model)
     tokenizer, lengths = loaded.tokenizer, lengths_to(longest)
     starts, people = passages_of(tokenizer, human, Sizes(drawn, passages, prompt, longest))

@@ -24,12 +24,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from cutaway.errors import CutawayError
-from cutaway.nn import disentangled, heads, position_bias, positions
+from cutaway.nn import disentangled, feed_forward, heads, position_bias, positions
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.embedding import EmbeddingSpec
 from cutaway.nn.experts import ExpertsSpec
-from cutaway.nn.feed_forward import ACTIVATIONS, FeedForwardSpec
+from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.heads import HeadSpec, TaskSpec
 from cutaway.nn.latent import LatentSpec
 from cutaway.nn.linear_attention import LinearSpec
@@ -163,7 +163,7 @@ def _layer(at: str, s: Spec, layer: LayerSpec) -> Iterator[Fault]:
         if attention is not None:
             yield from _within(f"{at}.{name}", CHECKS[type(attention)](attention))
     if isinstance(layer.ffn, FeedForwardSpec):  # experts check themselves
-        yield from _within(f"{at}.ffn", _feed_forward(layer.ffn))
+        yield from _within(f"{at}.ffn", feed_forward.faults(layer.ffn))
 
 
 def _within(at: str, faults: Iterable[Fault]) -> Iterator[Fault]:
@@ -194,12 +194,6 @@ def _latent(a: LatentSpec) -> Iterator[Fault]:
     yield from (_positive(name, getattr(a, name)) for name in sizes)
     yield from _rope(a.rope, a.rope_dim)
     yield "query_rank", a.query_rank is not None and a.query_rank < 1, f"must be at least 1, got {a.query_rank}"
-
-
-def _feed_forward(f: FeedForwardSpec) -> Iterator[Fault]:
-    yield _positive("width", f.width)
-    known = f.activation in ACTIVATIONS
-    yield "activation", not known, f"{f.activation!r} is not one of {list(ACTIVATIONS)}"
 
 
 def _disentangled(a: DisentangledSpec) -> Iterator[Fault]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.errors import CutawayError
-from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward, FeedForwardSpec, gated
+from cutaway.nn.feed_forward import ACTIVATIONS, FeedForward, FeedForwardSpec, faults, gated
 from cutaway.nn.routing import GROUP_SCORES, SCORES, Router, RouterSpec, Routing
 
 FUSED = {torch.float32, torch.bfloat16, torch.float16}  # what PyTorch's grouped product takes
@@ -72,10 +72,7 @@ def _inconsistencies(s: ExpertsSpec) -> Iterator[tuple[str, bool, str]]:
     yield "shared_gate", s.shared_gate and s.shared is None, "there is no shared expert to gate"
     yield "capacity", s.capacity is not None and s.capacity <= 0, f"must be above 0, got {s.capacity}"
     for name, f in (("expert", s.expert), ("shared", s.shared)):
-        if f is not None:
-            yield f"{name}.width", f.width < 1, f"must be at least 1, got {f.width}"
-            known = f.activation in ACTIVATIONS
-            yield f"{name}.activation", not known, f"{f.activation!r} is not one of {list(ACTIVATIONS)}"
+        yield from ((f"{name}.{field}", wrong, why) for field, wrong, why in (faults(f) if f else ()))
 
 
 class Experts(nn.Module):

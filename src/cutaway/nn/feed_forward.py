@@ -7,7 +7,7 @@ clamped:  down(act(min(gate(x), limit)) * (clamp(up(x), -limit, limit) + 1))    
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,14 @@ class FeedForwardSpec:
     gated: bool
     bias: bool = False
     limit: float | None = None
+
+
+def faults(f: FeedForwardSpec) -> Iterator[tuple[str, bool, str]]:
+    """(field, is it wrong?, what is wrong)."""
+    yield "width", f.width < 1, f"must be at least 1, got {f.width}"
+    yield "activation", f.activation not in ACTIVATIONS, f"{f.activation!r} is not one of {list(ACTIVATIONS)}"
+    yield "limit", f.limit is not None and not f.gated, "there is no gate to clamp"
+    yield "limit", f.limit is not None and f.limit <= 0, f"must be above 0, got {f.limit}"
 
 
 def gated(activation: Callable[[Tensor], Tensor], gate_TF: Tensor, up_TF: Tensor, limit: float | None) -> Tensor:

@@ -192,6 +192,16 @@ SEEN = mutants(
         edit(PATTERNS + "BigBird.blocks.func", "edge_b[:, None] | edge_b", "edge_b")),
     ("pattern: BigBird's pairs without the drawn", "pattern bigbird", edit(PATTERNS + "BigBird.pairs", "(5 + self.random)", "5")),
 )
+PACKED = mutants(
+    ("packing: documents see each other", "packing separate",
+        edit("cutaway.labs.packing:answered", "lengths if rules.blocks else [sum(lengths)]", "[sum(lengths)]")),
+    ("packing: positions run on", "packing separate",
+        edit("cutaway.labs.packing:answered", "lengths if rules.reset else [sum(lengths)]", "[sum(lengths)]")),
+    ("packing: a document is asked for the next one's first token", "packing separate",
+        edit("cutaway.labs.packing:next_tokens", "if boundary", "if not boundary")),
+    ("packing: a document's first token is not asked for", "packing separate",
+        edit("cutaway.labs.packing:next_tokens", ".cumsum(0) - 1", ".cumsum(0)[:-1] % sum(map(len, texts))")),
+)
 # fmt: on
 
-MUTANTS = (*PIECES, *TILES, *LINEARS, *WEIGHTS, *SEEN)
+MUTANTS = (*PIECES, *TILES, *LINEARS, *WEIGHTS, *SEEN, *PACKED)

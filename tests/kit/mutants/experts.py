@@ -4,10 +4,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cutaway.models.families.table import Family, Via
+from kit.mutants.models import exchanged, rows
 from kit.mutation import edit, mutants, put
 
 ROUTING, EXPERTS, BALANCE = "cutaway.nn.routing:", "cutaway.nn.experts:", "cutaway.nn.balance:"
 ROUTER = ROUTING + "Router."
+DEEPSEEK, AHEAD, PACKED = "cutaway.models.families.deepseek_v2:", "cutaway.models.decoder:", "cutaway.weights.packed:"
+FAMILIES = "cutaway.models.families:FAMILIES"
+
+
+def via(load) -> Via:
+    """A row's way in that is wrong; nothing goes out by it."""
+    return Via(load, lambda ts, s: ts[0])
+
+
+def with_wide_epsilon(table: Family) -> Family:
+    return replace(table, constants={**table.constants, "layer.attention.norm.eps": 1e-3})
+
 
 # fmt: off
 MUTANTS = mutants(
@@ -74,6 +90,40 @@ MUTANTS = mutants(
     ("choice bias: moved by the distance", "experts bias", edit(BALANCE + "balance_step", ".sign()", "")),
     ("choice bias: against the median", "experts bias", edit(BALANCE + "balance_step", "load_E.mean()", "load_E.median()")),
     ("z loss: not squared", "experts losses", edit(BALANCE + "z_loss", ".square()", "")),
+    ("experts: read in another order", "values mixtral", edit("cutaway.models.families.table:Binding.load", "torch.stack(parts)", "torch.stack(parts[::-1])")),
+    ("mixtral: gate and up exchanged", "values mixtral", rows("mixtral", "experts", exchanged("w1", "w3"))),
+    ("qwen2-moe: gate and up of the shared expert exchanged", "values qwen2_moe",
+        rows("qwen2_moe", "shared_expert.", exchanged("gate_proj", "up_proj"))),
+    ("deepseek: turned part of queries left in pairs (2j, 2j + 1)", "values deepseek_v2",
+        rows("deepseek_v2", "q_b_proj", lambda r: r._replace(via=None))),
+    ("deepseek: turned part of keys left in pairs (2j, 2j + 1)", "values deepseek_v3",
+        rows("deepseek_v3", "kv_a_proj_with_mqa.weight", lambda r: r._replace(via=None))),
+    ("deepseek: all keys' rows before all values' rows", "values deepseek_v2",
+        edit(DEEPSEEK + "unfolded", "t.unflatten(0, (a.heads, -1)).split([a.plain_dim, a.value_dim], 1)", "tuple(p.unflatten(0, (a.heads, -1)) for p in t.split([a.heads * a.plain_dim, a.heads * a.value_dim]))")),
+    ("deepseek: scale without YaRN's factor", "values deepseek_v2",
+        edit(DEEPSEEK + "read_scale", "not (scaling and scaling.get('mscale_all_dim'))", "True")),
+    ("deepseek: YaRN's factor not squared", "values deepseek_v3", edit(DEEPSEEK + "read_scale", "['mscale_all_dim']) ** 2", "['mscale_all_dim'])")),
+    ("deepseek: scale by the part without position alone", "values deepseek_v2-lite",
+        edit(DEEPSEEK + "read_scale", "config['qk_nope_head_dim'] + config['qk_rope_head_dim']", "config['qk_nope_head_dim']")),
+    ("deepseek: latents normalized with the model's epsilon", "values deepseek_v3", put(FAMILIES, "deepseek_v3", with_wide_epsilon)),
+    ("deepseek: bias of the choice read as nothing", "values deepseek_v3",
+        rows("deepseek_v3", "e_score_correction_bias", lambda r: r._replace(via=via(lambda t, s: (0 * t,))))),
+    ("gpt-oss: gate and up exchanged", "values gpt_oss", rows("gpt_oss", "gate_up_proj", lambda r: r._replace(ours=r.ours[::-1]))),
+    ("gpt-oss: biases of gate and up one after the other", "values gpt_oss",
+        rows("gpt_oss", "gate_up_proj_bias", lambda r: r._replace(via=via(lambda t, s: t.chunk(2, 1))))),
+    ("gpt-oss: sinks of other heads", "values gpt_oss",
+        rows("gpt_oss", "sinks", lambda r: r._replace(via=via(lambda t, s: (t.roll(1),))))),
+    ("ahead: norms of token and hidden state exchanged", "ahead deepseek_v3",
+        rows("deepseek_v3", "{n}.?norm.weight", exchanged("enorm", "hnorm"))),
+    ("ahead: hidden state before the token", "ahead deepseek_v3",
+        edit(AHEAD + "Ahead.forward", "[self.token_norm(next_TD), self.hidden_norm(hidden_TD)]", "[self.hidden_norm(hidden_TD), self.token_norm(next_TD)]")),
+    ("ahead: last norm skipped", "ahead deepseek_v3", edit(AHEAD + "Decoder.look_ahead", "ahead.final_norm(made_TD)", "made_TD")),
+    ("mxfp4: high half of a byte first", "packed mxfp4", edit(PACKED + "mxfp4", "[codes & 15, codes >> 4]", "[codes >> 4, codes & 15]")),
+    ("mxfp4: exponents off by one", "packed mxfp4", edit("cutaway.weights.blocks:microscaled", "exponents.float() - 128", "exponents.float() - 127")),
+    ("mxfp4: signs dropped", "packed mxfp4", put("cutaway.weights.blocks:", "E2M1_DOUBLED", lambda codes: tuple(map(abs, codes)))),
+    ("fp8: divided by the scales", "packed fp8", edit(PACKED + "fp8", "weights.float() * factors", "weights.float() / factors")),
+    ("fp8: scales take turns", "packed fp8",
+        edit(PACKED + "fp8", "repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)", "repeat(TILE, TILE)")),
     ("z loss: of the scores", "experts losses", edit(BALANCE + "z_loss", "routing.logits_TE", "routing.scores_TE")),
 )
 # fmt: on

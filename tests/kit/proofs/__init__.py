@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit.proofs import (
+    ahead,
     attention_forms,
     classics,
     encoders,
@@ -17,6 +18,7 @@ from kit.proofs import (
     losses,
     models,
     norms,
+    packed,
     positions,
     questions,
     running,
@@ -39,4 +41,6 @@ PROOFS: dict[str, Callable[[], object]] = {
     **classics.PROOFS,
     **attention_forms.PROOFS,
     **inside.PROOFS,
+    **ahead.PROOFS,
+    **packed.PROOFS,
 }

@@ -15,6 +15,8 @@ from transformers import BigBirdConfig, LongformerConfig, masking_utils
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
+from cutaway.labs import packing
+from cutaway.labs.lab import Run
 from cutaway.nn import linear_attention, patterns, simplex
 from cutaway.nn.attention import BlockDiagonal, Place
 from cutaway.nn.flash import Tile, Traffic, flash, naive, split
@@ -463,6 +465,18 @@ def pattern_bigbird() -> None:
         assert pattern.pairs(n) == int(patterns.mask(pattern, n).sum()), f"{pattern}: formula"
 
 
+# ---- documents end to end
+
+
+def packing_separate() -> None:
+    """Packed, every logit and every gradient is that of documents by themselves, whatever tells positions."""
+    texts = [torch.randint(256, (n,), generator=torch.Generator().manual_seed(n)) for n in (7, 3, 12, 5)]
+    for positions in ("rotary", "learned"):
+        found = packing.outcome(positions, "packed", packing.model(positions, 27, Run()), texts)
+        assert found.logits < 1e-10, f"{positions}: logits apart by {found.logits:.1e}"
+        assert found.gradient < 1e-10, f"{positions}: gradients apart by {found.gradient:.1e}"
+
+
 def _named() -> Iterator[tuple[str, Callable[[], None]]]:
     for proof in (
         flash_values, flash_split, flash_naive, flash_traffic, flash_skips, flash_fits,
@@ -470,6 +484,7 @@ def _named() -> Iterator[tuple[str, Callable[[], None]]]:
         linear_forms, linear_random, linear_module, linear_state,
         simplex_values, simplex_gradients,
         pattern_definitions, pattern_transformers, pattern_longformer, pattern_bigbird,
+        packing_separate,
     ):  # fmt: skip
         yield proof.__name__.replace("_", " "), proof
 
