@@ -18,6 +18,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 import transformers
@@ -37,7 +38,7 @@ from cutaway.text.stream import Detokenizer
 from cutaway.weights.checkpoint import Checkpoint
 from kit.precision import all_float64
 
-with all_float64():  # it compiles its scale when it is imported, in what is float at that moment
+with all_float64(), catch_warnings(action="ignore"):  # it compiles its scale when imported, in what is float then
     deberta = import_module("transformers.models.deberta_v2.modeling_deberta_v2")
 
 transformers.logging.set_verbosity_error()

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from cutaway.errors import CutawayError
 from cutaway.models.block import positions_of
 from cutaway.models.build import build
 from cutaway.models.decoder import Decoder
 from cutaway.models.families import FAMILIES
-from cutaway.models.families.table import spec_of
+from cutaway.models.families.table import config_of_gguf, spec_of
 from cutaway.nn.attention import BlockDiagonal
 from cutaway.weights import gguf
 from cutaway.weights.checkpoint import open_checkpoint
@@ -106,6 +107,20 @@ def test_what_chooses_among_experts_is_kept_in_float32(tmp_path):
     types = {name: info.type for name, info in gguf.read(tmp_path / "model.gguf").tensors.items()}
     assert {types[f"blk.1.{name}"] for name in ("ffn_gate_inp.weight", "exp_probs_b.bias")} == {"F32"}
     assert {types[f"blk.1.{name}"] for name in ("ffn_up_shexp.weight", "ffn_gate_shexp.weight")} == {"Q8_0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [({"expert_gating_func": 2}, "scoring_func"), ({"attention.key_length_mla": None}, "one matrix")],
+)
+def test_what_deepseek2_may_mean_besides_is_refused(change, names, tmp_path):
+    """llama.cpp uses the name for other models, too, and used it before keys and values stood apart."""
+    save_gguf(model("deepseek_v2"), tokenizer(), tmp_path / "model.gguf", "F32")
+    file, family = gguf.read(tmp_path / "model.gguf"), FAMILIES["deepseek_v2"]
+    metadata = dict(file.metadata) | {f"deepseek2.{key}": value for key, value in change.items()}
+    said = {key: value for key, value in metadata.items() if value is not None}
+    with pytest.raises(CutawayError, match=names):
+        spec_of(family, config_of_gguf(family, said, {name: info.shape for name, info in file.tensors.items()}))
 
 
 if importlib.util.find_spec("llama_cpp"):

@@ -99,7 +99,5 @@ def _put(formula: str, symbols: Mapping[str, float]) -> str:
 
 
 def _spelled(number: float) -> str:
-    """Twelve digits, for a rounded number must still come to the same; thousands of whole numbers separated."""
-    if float(number).is_integer() and abs(number) < 1e15:
-        return f"{int(number):,}"
-    return f"{number:.12g}"
+    """So many digits that the formula still comes to the same; thousands separated."""
+    return f"{number:,.15g}"

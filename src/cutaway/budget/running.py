@@ -39,18 +39,12 @@ def attention_share(cost: Cost, context: int) -> list[Figure]:
 
     exact: all logits, the input table not multiplied. rule of thumb: 2 FLOPs for each of all parameters, n²/2 pairs.
     """
-    whole = cost.flops(context, rows=context)
-    attention = whole - context * (cost.flops_per_token(1) - _per_pair(cost)) if cost.spec.head else 0
-    rule = {"a": _per_pair(cost), "C": context, "N": cost.parameters}
+    each = sum(2 * layer.attention.per_pair for layer in cost.spec.layers)
+    rule = {"a": each, "C": context, "N": cost.parameters}
     return [
-        figure("attention's share", "%", "100·a/f", a=attention, f=whole),
+        figure("attention's share", "%", "100·a/f", a=cost.attended(context), f=cost.flops(context, rows=context)),
         figure("attention's share, rule of thumb", "%", "100·a·C^2/2/(a·C^2/2 + 2·N·C)", **rule),
     ]
-
-
-def _per_pair(cost: Cost) -> int:
-    """FLOPs of all layers for one query and one key."""
-    return sum(2 * layer.attention.per_pair for layer in cost.spec.layers)
 
 
 def kv(cost: Cost, context: int, batch: int, dtype: str, source: int = 0) -> list[Figure]:
@@ -65,9 +59,9 @@ def kv(cost: Cost, context: int, batch: int, dtype: str, source: int = 0) -> lis
 
 
 def kv_by_sharing(cost: Cost, dtype: str) -> list[Figure]:
-    """Bytes of one token, had the same heads their own keys and values, shared them, or kept a latent.
+    """Bytes of one token as it is, and with as many key/value heads as there are heads, with 8, and with one.
 
-    Compared are the first layer's: heads of one width, H of them, as many as are shared, one for all.
+    The width of a head is the first layer's, in latent attention that of a value. An encoder keeps nothing.
     """
     a, layers = cost.spec.layers[0].attention, len(cost.spec.layers)
     sizes: dict[str, Any] = {"L": layers, "b": width_of(dtype)}
@@ -75,7 +69,7 @@ def kv_by_sharing(cost: Cost, dtype: str) -> list[Figure]:
     width = a.value_dim if isinstance(a, LatentSpec) else a.head_dim
     shared = sorted({a.heads, min(a.heads, 8), getattr(a, "kv_heads", 1), 1}, reverse=True)
     others = [figure(f"{g} key/value heads", "bytes", "2·L·G·K·b", G=g, K=width, **sizes) for g in shared]
-    ratios = [figure(f"{f.name}, ratio", "", "o/k", o=f.value, k=kept.value) for f in others]
+    ratios = [figure(f"{f.name}, ratio", "", "o/k", o=f.value, k=kept.value) for f in others if kept.value]
     return [kept, *others, *ratios]
 
 
@@ -105,7 +99,7 @@ def fit(cost: Cost, chip: Chip, context: int, dtype: str, usable: float = 0.9) -
     ]
 
 
-def generating(cost: Cost, prompt: int, new: int) -> list[Figure]:
+def generating(prompt: int, new: int) -> list[Figure]:
     """Positions that a reply's linear layers compute: the newest only, or everything before it each time."""
     sizes = {"P": prompt, "n": new}
     found = [

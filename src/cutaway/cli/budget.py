@@ -80,6 +80,7 @@ def flops(model: Model, context: Context = 1024, source: Source = 0, as_json: Js
 @app.command()
 def kv(
     model: Model,
+    *,
     context: Context = 8192,
     batch: Batch = 1,
     source: Source = 0,
@@ -114,6 +115,7 @@ def memory(model: Model, context: Context = 4096, batch: Batch = 1, as_json: Jso
 @app.command()
 def roofline(
     model: Model,
+    *,
     chip: ChipName = "h100-sxm",
     context: Context = 1024,
     batch: Batch = 1,
@@ -227,7 +229,8 @@ def spelled(value: float, unit: str) -> str:
     if unit in UNITS:
         return amount(round(value), unit) if unit == "bytes" else amount(value, unit)
     if unit == "s":
-        small = next(((name, by) for name, by in (("s", 1), ("ms", 1e3), ("µs", 1e6)) if value * by >= 1), ("ns", 1e9))
+        scales = (("s", 1.0), ("ms", 1e3), ("µs", 1e6), ("ns", 1e9))
+        small = next((scale for scale in scales if value * scale[1] >= 1), scales[0])
         return f"{value * small[1]:,.3g} {small[0]}"
     number = f"{value:,.0f}" if float(value).is_integer() or value >= 1e4 else f"{value:,.4g}"
     return f"{number} {unit}".strip()

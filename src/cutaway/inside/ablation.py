@@ -127,7 +127,7 @@ def ablate(
 ) -> Ablation:
     """The effect of taking out each target by itself. Errors: see `read`, `knockout`."""
     model, prompt = decoder(loaded), read(loaded, text)
-    tokens_T = prompt.tensor()
+    tokens_T = prompt.tensor(model.device)
     streams = states(model, tokens_T)
     whole_1TD = touched(model, streams, [[]])
     logits_V, (loss,) = model.logits(whole_1TD[0, -1:])[0], losses(model, whole_1TD, tokens_T)

@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
-from cutaway.inside.prompt import place_of, read
+from cutaway.inside.prompt import place_of, read, stack
 from cutaway.inside.sites import check_layer, run
 from cutaway.models.block import Stack
 from cutaway.nn.attention import BlockDiagonal, Context, Project, Question, attention_weights
+from cutaway.nn.norms import at_least_float32
 from cutaway.weights.checkpoint import Loaded
 
 TINY = 1e-12  # capacity that is rounding, not a pipe
@@ -62,7 +64,7 @@ def maps(model: Stack, tokens_T: Tensor) -> list[Tensor]:
     for layer in range(len(model.spec.layers)):
         if layer not in recorder.weights:
             raise CutawayError(f"layer {layer} computes no attention weights", model.spec.family)
-    return [weights for _, weights in sorted(recorder.weights.items())]
+    return [at_least_float32(weights) for _, weights in sorted(recorder.weights.items())]
 
 
 def reach(weights_HQS: Tensor) -> Tensor:
@@ -72,15 +74,13 @@ def reach(weights_HQS: Tensor) -> Tensor:
 
 def mixed(maps_HQS: Sequence[Tensor]) -> list[Tensor]:
     """Per layer what a token is made of if heads count alike and the residual stream half: rows sum to 1, [T, T]."""
-    return [(weights_HQS.mean(0) + torch.eye(weights_HQS.shape[-1])) / 2 for weights_HQS in maps_HQS]
+    own_TT = torch.eye(maps_HQS[0].shape[-1], device=maps_HQS[0].device)
+    return [(weights_HQS.mean(0) + own_TT) / 2 for weights_HQS in maps_HQS]
 
 
 def rollout(maps_HQS: Sequence[Tensor]) -> Tensor:
     """Share of each input token in each output token, [T, T]."""
-    total_TT = torch.eye(maps_HQS[0].shape[-1], dtype=maps_HQS[0].dtype)
-    for layer_TT in mixed(maps_HQS):
-        total_TT = layer_TT @ total_TT
-    return total_TT
+    return reduce(lambda total_TT, layer_TT: layer_TT @ total_TT, mixed(maps_HQS))
 
 
 Node = tuple[int, int]  # (number of blocks passed, token)
@@ -160,11 +160,11 @@ class Influence:
 @torch.inference_mode()
 def attention(loaded: Loaded, text: str, layers: Sequence[int] | None = None) -> Attention:
     """The maps of a prompt. Errors: see `read`, `maps`; no such layer."""
-    prompt, model = read(loaded, text), loaded.model
+    prompt, model = read(loaded, text), stack(loaded)
     chosen = list(range(len(model.spec.layers))) if layers is None else list(layers)
     for layer in chosen:
         check_layer(model, layer)
-    found = maps(model, prompt.tensor())
+    found = maps(model, prompt.tensor(model.device))
     return Attention(
         tokens=prompt.tokens,
         layers=chosen,
@@ -178,6 +178,6 @@ def influence(loaded: Loaded, text: str, position: int = -1) -> Influence:
     """Rollout and flow of a prompt. position: whose output, counted from the end if negative. Errors: no such."""
     prompt = read(loaded, text)
     position = place_of(position, len(prompt.ids))
-    found = maps(loaded.model, prompt.tensor())
+    found = maps(stack(loaded), prompt.tensor(loaded.model.device))
     whole_TT = rollout(found)
     return Influence(prompt.tokens, position, whole_TT[position].tolist(), flow(found, position), whole_TT.tolist())

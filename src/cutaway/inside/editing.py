@@ -104,7 +104,7 @@ def rewrite(
     """
     model, tokenizer = decoder(loaded), loaded.tokenizer
     wishes = wishes_of(tokenizer, fact)
-    windows = torch.tensor(tokenizer.encode(text)).split(WINDOW)
+    windows = torch.tensor(tokenizer.encode(text), device=model.device).split(WINDOW)
     edited = edit(model, place, wishes, covariance(model, place, windows), search=search or Search(), each=each)
     after = replace(loaded, model=edited.model)
     answer = wishes[0].ids[-wishes[0].answer]
@@ -118,7 +118,7 @@ def rewrite(
 def ask(models: tuple[Loaded, Loaded], kind: str, prompt: str, answer: int) -> Asked:
     """A prompt put to a model before and after its edit. answer: the token whose probability is told."""
     before, after = models
-    tokens_T = read(before, prompt, kind).tensor()
+    tokens_T = read(before, prompt, kind).tensor(before.model.device)
     logits = [model.logits(run(model, tokens_T)[-1:])[0] for model in (decoder(before), decoder(after))]
     probability = [float(logits_V.softmax(-1)[answer]) for logits_V in logits]
     best = [guesses(before.tokenizer, logits_V, 3) for logits_V in logits]

@@ -51,7 +51,7 @@ def induction(model: Decoder, length: int = 50, sequences: int = 4, seed: int = 
     if not 2 <= length <= model.spec.context // 2 or sequences < 1:
         raise CutawayError(f"{length} tokens cannot be repeated", "length", f"2 to {model.spec.context // 2}")
     generator = torch.Generator().manual_seed(seed)
-    texts = [repeated(model.spec.vocab, length, generator) for _ in range(sequences)]
+    texts = [repeated(model.spec.vocab, length, generator).to(model.device) for _ in range(sequences)]
     scores = torch.stack([torch.stack([score(weights) for weights in maps(model, tokens_T)]) for tokens_T in texts])
     losses = torch.tensor([halves(model, run(model, tokens_T), tokens_T) for tokens_T in texts]).mean(0)
     return Induction(scores.mean(0).tolist(), (float(losses[0]), float(losses[1])))

@@ -54,7 +54,7 @@ def lens(loaded: Loaded, text: str, positions: Sequence[int] | None = (-1,), top
     model, prompt = decoder(loaded), read(loaded, text)
     count = len(prompt.ids)
     chosen = [place_of(p, count) for p in (range(count) if positions is None else positions)]
-    streams = [state_TD[chosen] for state_TD in states(model, prompt.tensor())]
+    streams = [state_TD[chosen] for state_TD in states(model, prompt.tensor(model.device))]
     final_RV = lens_logits(model, streams[-1])
     views: list[list[View]] = [[] for _ in chosen]
     for blocks, stream_RD in enumerate(streams):

@@ -75,7 +75,7 @@ def patch(
         (read(loaded, text, where) for text, where in ((clean, "clean"), (corrupt, "corrupt"))),
     )
     _check_lengths(a, b)
-    ends = [model.logits(run(model, prompt.tensor())[-1:])[0] for prompt in (a, b)]
+    ends = [model.logits(run(model, prompt.tensor(model.device))[-1:])[0] for prompt in (a, b)]
     ids = (
         [int(logits_V.argmax()) for logits_V in ends]
         if answers is None
@@ -90,7 +90,7 @@ def patch(
     effects: dict[str, list[list[float]]] = {}
     for i, part in enumerate(parts):
         each(i, len(parts))
-        logits_CV = model.logits(patched(model, a.tensor(), b.tensor(), part))
+        logits_CV = model.logits(patched(model, a.tensor(model.device), b.tensor(model.device), part))
         share_C = (logits_CV[:, ids[0]] - logits_CV[:, ids[1]] - low) / (high - low)
         effects[part] = share_C.unflatten(0, (-1, len(a.ids))).tolist()
     each(len(parts), len(parts))

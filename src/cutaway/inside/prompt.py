@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
+from cutaway.models.block import Stack
 from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights.checkpoint import Loaded
@@ -29,9 +30,9 @@ class Prompt:
     ids: list[int]
     tokens: list[str]
 
-    def tensor(self) -> Tensor:
+    def tensor(self, device: torch.device | None = None) -> Tensor:
         """The ids, tokens_T."""
-        return torch.tensor(self.ids)
+        return torch.tensor(self.ids, device=device)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Guess:
     id: int
     token: str
     probability: float
+
+
+def stack(loaded: Loaded) -> Stack:
+    """The model, if it reads one text alone. Errors: it needs a source to read as well."""
+    if loaded.model.spec.encoder is not None:
+        raise CutawayError("reads a source beside the text", loaded.name, "name a decoder or an encoder")
+    return loaded.model
 
 
 def decoder(loaded: Loaded) -> Decoder:

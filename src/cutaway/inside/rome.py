@@ -108,7 +108,7 @@ def covariance(model: Decoder, place: Place, texts: Sequence[Tensor]) -> Tensor:
 
 def rank_one(weight_DN: Tensor, key_N: Tensor, change_D: Tensor, covariance_NN: Tensor, ridge: float = 0.0) -> Tensor:
     """W' with W' k = W k + change and the least E |W' k' - W k'|^2 over keys k' with this covariance; float64."""
-    key_N, eye_NN = key_N.double(), torch.eye(len(key_N), dtype=torch.float64)
+    key_N, eye_NN = key_N.double(), torch.eye(len(key_N), dtype=torch.float64, device=key_N.device)
     steady_NN = covariance_NN + ridge * covariance_NN.diagonal().mean() * eye_NN
     direction_N = torch.linalg.solve(steady_NN, key_N)
     return weight_DN.double() + torch.outer(change_D.double(), direction_N) / (key_N @ direction_N)
@@ -130,7 +130,9 @@ def edit(
     """
     linear = matrix_of(model, place)
     asking = [wish for wish in wishes if wish.answer]
-    keys = [record(model, torch.tensor(w.ids), [place.keys])[place.keys][w.subject] for w in asking]
+    keys = [
+        record(model, torch.tensor(w.ids, device=model.device), [place.keys])[place.keys][w.subject] for w in asking
+    ]
     key_N, plain_D, mean_D = torch.stack(keys).mean(0), linear(keys[0]), linear(torch.stack(keys).mean(0))
     with torch.enable_grad():
         wished_D, losses = sought(model, place, wishes, plain_D=plain_D, search=search, each=each)
@@ -151,11 +153,13 @@ class Batch:
     def __init__(self, model: Decoder, layer: int, wishes: Sequence[Wish]) -> None:
         self.layer, self.lengths = layer, [len(wish.ids) for wish in wishes]
         starts = [sum(self.lengths[:i]) for i in range(len(wishes))]
-        self.tokens_R = torch.tensor([id for wish in wishes for id in wish.ids])
-        self.subjects = torch.tensor([start + wish.subject for start, wish in zip(starts, wishes, strict=True)])
+        self.tokens_R = torch.tensor([id for wish in wishes for id in wish.ids], device=model.device)
+        self.subjects = self.tokens_R.new_tensor(
+            [start + wish.subject for start, wish in zip(starts, wishes, strict=True)]
+        )
         ends = [(start + n, wish.answer) for start, n, wish in zip(starts, self.lengths, wishes, strict=True)]
-        self.asked = torch.tensor([at for end, answer in ends for at in range(end - answer, end)])
-        self.kept = torch.tensor([end - 1 for end, answer in ends if not answer], dtype=torch.long)
+        self.asked = self.tokens_R.new_tensor([at for end, answer in ends for at in range(end - answer, end)])
+        self.kept = self.tokens_R.new_tensor([end - 1 for end, answer in ends if not answer])
         with torch.no_grad():
             self.x_RD = through(model, embedded(model, self.tokens_R, self.lengths), self.lengths, end=layer)
 

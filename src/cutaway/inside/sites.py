@@ -105,12 +105,13 @@ def _first(inputs: tuple[Tensor, ...], change: Change) -> tuple[Tensor, ...] | N
 
 def run(model: Stack, tokens_T: Tensor, context: Context | None = None) -> Tensor:
     """Hidden states of one sequence, hidden_TD."""
-    return model(tokens_T, positions_of([len(tokens_T)]), context or BlockDiagonal([len(tokens_T)]))
+    positions_T = positions_of([len(tokens_T)], tokens_T.device)
+    return model(tokens_T, positions_T, context or BlockDiagonal([len(tokens_T)]))
 
 
 def through(model: Stack, x_RD: Tensor, lengths: list[int], first: int = 0, end: int | None = None) -> Tensor:
     """What enters block `first`, of sequences laid end to end -> what leaves the block before `end`."""
-    positions_R, context = positions_of(lengths), BlockDiagonal(lengths)
+    positions_R, context = positions_of(lengths, x_RD.device), BlockDiagonal(lengths)
     for n, place in list(enumerate(model.places(model.spec.layers, positions_R, x_RD)))[first:end]:
         x_RD = model.block(n)(x_RD, n, place, context)
     return x_RD
@@ -123,7 +124,7 @@ def finished(model: Stack, x_RD: Tensor) -> Tensor:
 
 def embedded(model: Stack, tokens_R: Tensor, lengths: list[int]) -> Tensor:
     """What enters the first block, x_RD."""
-    return model.embedding(tokens_R, positions_of(lengths))
+    return model.embedding(tokens_R, positions_of(lengths, tokens_R.device))
 
 
 def record(model: Stack, tokens_T: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:

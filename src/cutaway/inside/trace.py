@@ -129,10 +129,11 @@ def follow(loaded: Loaded, text: str, params: SamplingParams | None = None, top:
     model, prompt = decoder(loaded), read(loaded, text)
     if len(prompt.ids) < 2:
         raise CutawayError("has one token: nothing is predicted within it", "prompt", "give a few words")
-    written = journal(model, prompt.tensor())
+    tokens_T = prompt.tensor(model.device)
+    written = journal(model, tokens_T)
     logits_TV = written["logits"].float()
     drawn = sample(logits_TV[-1], params or SamplingParams(), prompt.ids, [])
-    loss = float(F.cross_entropy(logits_TV[:-1], prompt.tensor()[1:]))
+    loss = float(F.cross_entropy(logits_TV[:-1], tokens_T[1:]))
     tokenizer = loaded.tokenizer
     return Journey(
         text=text,
@@ -164,7 +165,7 @@ def _step(model: Decoder, name: str, tensor: Tensor) -> Step:
 def glossary(model: Decoder, prompt: Prompt, loss: float) -> list[Term]:
     """The words that a reader meets first, each with its value in this run."""
     spec, tokens, last = model.spec, len(prompt.ids), f"layers.{len(model.spec.layers) - 1}"
-    learned = stepped(model, prompt.tensor())
+    learned = stepped(model, prompt.tensor(model.device))
     sizes: dict[str, tuple[float, str, str]] = {
         "token": (tokens, "", "embedding.tokens"),
         "parameter": (model.cost.parameters, "", ""),

@@ -16,10 +16,12 @@ from cutaway.labs.cross_entropy import cross_entropy_lab
 from cutaway.labs.dropout import dropout_lab
 from cutaway.labs.dropout_policy import dropout_policy
 from cutaway.labs.dynamic_masking import dynamic_masking
+from cutaway.labs.edit_sequence import edit_sequence
 from cutaway.labs.encoder_vs_decoder import encoder_vs_decoder
 from cutaway.labs.factual_edit import factual_edit
 from cutaway.labs.feed_forward_role import feed_forward_role
 from cutaway.labs.flash_traffic import flash_traffic
+from cutaway.labs.gpt_ladder import gpt_ladder
 from cutaway.labs.head_views import head_views
 from cutaway.labs.induction_heads import induction_heads
 from cutaway.labs.init_scale import init_scale
@@ -29,6 +31,7 @@ from cutaway.labs.lab import Lab
 from cutaway.labs.layer_vs_batch import layer_vs_batch
 from cutaway.labs.linear_form import linear_attention
 from cutaway.labs.linear_recall import linear_recall
+from cutaway.labs.mla import mla
 from cutaway.labs.multi_head import multi_head
 from cutaway.labs.normalizing import normalizing
 from cutaway.labs.one_run import one_run
@@ -85,6 +88,7 @@ LABS: dict[str, Lab] = {
         layer_vs_batch,
         pre_vs_post,
         encoder_vs_decoder,
+        gpt_ladder,
         dynamic_masking,
         normalizing,
         dropout_lab,
@@ -93,10 +97,12 @@ LABS: dict[str, Lab] = {
         transformer_init,
         feed_forward_role,
         where_facts_live,
+        edit_sequence,
         factual_edit,
         senses,
         analogies,
         why_kv_not_q,
+        mla,
         kv_cache,
         sampling,
         cross_entropy_lab,

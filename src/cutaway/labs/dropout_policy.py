@@ -48,8 +48,8 @@ def dropout_policy(
     *,
     width: Annotated[int, Knob("width of the models", "模型宽度", quick=64, min=16, max=512)] = 128,
     layers: Annotated[int, Knob("their blocks", "层数", quick=2, min=1, max=32)] = 5,
-    length: Annotated[int, Knob("bytes per sequence", "每个序列的字节数", quick=32, min=8, max=512)] = 96,
-    steps: Annotated[int, Knob("training steps", "训练步数", quick=100, min=20, max=10**5)] = 200,
+    length: Annotated[int, Knob("bytes per sequence", "每个序列的字节数", quick=32, min=8, max=512)] = 48,
+    steps: Annotated[int, Knob("training steps", "训练步数", quick=100, min=20, max=10**5)] = 500,
     passes: Annotated[int, Knob("passes over the small text", "小文本的遍数", min=2, max=1000)] = 20,
     rates: Annotated[
         Literal["0 0.1 0.3", "0 0.3"], Knob("dropout probabilities", "丢弃概率", quick="0 0.3")

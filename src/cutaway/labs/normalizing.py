@@ -265,7 +265,8 @@ def _verdict(
         f"{best[1]:.2f} without.",
         f"它使前面权重的大小失去意义：换成 {FACTOR:g} W 后输出不变，梯度除以 {scaled['layer'].gradient:.2f}。有归一化的"
         f"模型稳定到学习率 {min(kept):.2g} 至 {max(kept):.2g}（{len(kept)} 个种子；最大只试到 {limit:.2g}），没有的到 "
-        f"{min(bare):.2g} 至 {max(bare):.2g}；稳定只指训练后损失低于 3/4 ln 256，并不是好。在两者都受得了的 {rate:.2g} 下，小文本上的损失有归一化为 "
+        f"{min(bare):.2g} 至 {max(bare):.2g}；稳定只指训练后损失低于 3/4 ln 256。"
+        f"在两者都受得了的 {rate:.2g} 下，小文本上的损失有归一化为 "
         f"{learned[0]:.2f}，没有为 {learned[1]:.2f}；没见过的文本上为 {end[0]:.2f} 和 {end[1]:.2f}，差距为 "
         f"{gap(a):.2f} 和 {gap(b):.2f}。途中没见过的文本上的最低损失，有归一化为 {best[0]:.2f}，没有为 {best[1]:.2f}。",
     )

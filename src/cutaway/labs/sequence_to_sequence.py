@@ -14,6 +14,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -32,7 +33,6 @@ from cutaway.models.spec import PoolingSpec, Spec
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal
 from cutaway.nn.embedding import EmbeddingSpec
 
-LETTERS = "abcdefghijklmnop"
 MONTHS = (
     "january", "february", "march", "april", "may", "june",
     "july", "august", "september", "october", "november", "december",
@@ -44,8 +44,14 @@ ROWS, TESTED, ROOM = 32, 100, 96  # examples per step and per tested length; pla
 NAMES = LSTM, ATTENDED, TRANSFORMER = "LSTM", "LSTM + attention", "transformer"
 
 Example = tuple[str, str]
-Task = Callable[[int, torch.Generator], Example]
-"""Size, and chance -> source and target."""
+
+
+class Task(NamedTuple):
+    """draw: a size and chance -> source and target. sizes: those that are tested; all up to the last are learned."""
+
+    name: str
+    draw: Callable[[int, torch.Generator], Example]
+    sizes: list[int]
 
 
 class Translator(NamedTuple):
@@ -78,21 +84,25 @@ class Found(NamedTuple):
 def sequence_to_sequence(
     run: Run,
     *,
-    longest: Annotated[int, Knob("letters to reverse", "要反转的字母数", quick=12, min=10, max=80)] = 60,
+    longest: Annotated[int, Knob("letters to reverse", "要反转的字母数", quick=10, min=10, max=80)] = 60,
+    letters: Annotated[int, Knob("different letters", "不同字母的个数", quick=8, min=2, max=26)] = 16,
     dates: Annotated[int, Knob("dates in a source", "源文中的日期数", quick=1, min=1, max=5)] = 4,
-    steps: Annotated[int, Knob("training steps on reversal", "反转任务的训练步数", quick=180, min=8, max=10**5)] = 1000,
+    steps: Annotated[int, Knob("training steps on reversal", "反转任务的训练步数", quick=220, min=8, max=10**5)] = 1000,
     date_steps: Annotated[int, Knob("training steps on dates", "日期任务的训练步数", quick=8, min=8, max=10**5)] = 500,
-    width: Annotated[int, Knob("of the transformer", "Transformer 的宽度", quick=32, min=8, max=512)] = 48,
+    width: Annotated[int, Knob("of the transformer", "Transformer 的宽度", quick=48, min=8, max=512)] = 48,
     layers: Annotated[int, Knob("its layers, on either side", "它每侧的层数", quick=1, min=1, max=6)] = 2,
 ) -> Finding:
     lengths = [*(n for n in (5, 10, 20, 30, 40, 50, 60, 70) if n < longest), longest]
-    plans = [("reversal", reversal, lengths, steps), ("dates", date_list, list(range(1, dates + 1)), date_steps)]
+    plans = [
+        (Task("reversal", partial(reversal, letters), lengths), steps),
+        (Task("dates", date_list, [*range(1, dates + 1)]), date_steps),
+    ]
     found: list[Found] = []
-    for name, task, sizes, count in plans:
+    for task, count in plans:
         for make in (transformer, lstm, attended):
             translator = make(width, layers, run.seed)
-            train(translator, task, sizes, count, run)
-            found += [Found(name, translator.name, *tested(translator, task, size)) for size in sizes]
+            train(translator, task, count, run)
+            found += [Found(task.name, translator.name, *tested(translator, task, size)) for size in task.sizes]
     return Finding(
         table=table({"task": "", "model": "", "source": "characters", "exact": "share"}, ([*f] for f in found)),
         plot=_plot(found),
@@ -104,9 +114,9 @@ def sequence_to_sequence(
 # ---- tasks
 
 
-def reversal(size: int, generator: torch.Generator) -> Example:
-    """`size` letters."""
-    source = "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (size,), generator=generator).tolist())
+def reversal(letters: int, size: int, generator: torch.Generator) -> Example:
+    """`size` of the first `letters` letters."""
+    source = "".join(CHARACTERS[i] for i in torch.randint(letters, (size,), generator=generator).tolist())
     return source, source[::-1]
 
 
@@ -174,7 +184,7 @@ def _recurrent(name: str, attention: bool, width: int, layers: int, seed: int) -
         read, write = ([len(text) for text in texts] for texts in (sources, targets))
         return model.logits(model(model.read(torch.cat(sources), read), torch.cat(targets), write))
 
-    return Translator(name, model, 5e-3, logits)
+    return Translator(name, model, 1e-2, logits)
 
 
 # ---- training and testing
@@ -188,17 +198,17 @@ def batch(examples: Sequence[Example]) -> tuple[list[Tensor], list[Tensor], Tens
     return [torch.cat([s, end]) for s in sources], [torch.cat([begin, t]) for t in targets], wanted_T
 
 
-def train(translator: Translator, task: Task, sizes: Sequence[int], steps: int, run: Run) -> None:
+def train(translator: Translator, task: Task, steps: int, run: Run) -> None:
     """Sizes grow to the largest over the first half; the last quarter of the steps is taken slowly."""
-    step = itertools.count()
+    step, sizes = itertools.count(), task.sizes
 
     def loss(generator: torch.Generator) -> Tensor:
         largest = sizes[0] + (sizes[-1] - sizes[0]) * min(1.0, 2 * next(step) / steps)
         drawn = torch.randint(sizes[0], int(largest) + 1, (ROWS,), generator=generator).tolist()
-        sources, targets, wanted_T = batch([task(size, generator) for size in drawn])
+        sources, targets, wanted_T = batch([task.draw(size, generator) for size in drawn])
         return F.cross_entropy(translator.logits(sources, targets), wanted_T)
 
-    note, parameters = f"{task.__name__}: {translator.name}", [*translator.module.parameters()]
+    note, parameters = f"{task.name}: {translator.name}", [*translator.module.parameters()]
     fit(parameters, loss, steps - steps // 4, run, note, seed=run.seed, lr=translator.rate, warmup=20)
     fit(parameters, loss, steps // 4, run, note, seed=run.seed + 10**6, lr=translator.rate / 7)
 
@@ -210,7 +220,7 @@ def tested(translator: Translator, task: Task, size: int) -> tuple[float, float]
     Greedy decoding is right if and only if, with the right beginning given, every next token is the likeliest.
     """
     generator = torch.Generator().manual_seed(size)
-    examples = [task(size, generator) for _ in range(TESTED)]
+    examples = [task.draw(size, generator) for _ in range(TESTED)]
     sources, targets, wanted_T = batch(examples)
     right_T = translator.logits(sources, targets).argmax(-1) == wanted_T
     exact = [bool(part.all()) for part in right_T.split([len(target) for target in targets])]

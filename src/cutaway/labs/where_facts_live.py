@@ -112,6 +112,10 @@ class Facts:
             answers.append(model.logits(hidden_RD.unflatten(0, prompts_NT.shape)[:, -1]).argmax(-1))
         return torch.stack(answers)
 
+    def known(self, model: Decoder) -> float:
+        """Share of right answers over facts and ways."""
+        return float((self.said(model) == self.objects_N).float().mean())
+
     def wish(self, fact: int, at: At) -> tuple[Wish, int]:
         """The fact asked in the first way, with another object for its answer."""
         others = [i for i in range(self.kinds) if i != int(self.objects_N[fact]) - sum(self.names)]
@@ -138,20 +142,8 @@ def where_facts_live(
     edits: Annotated[int, Knob("facts rewritten at each place", "每处改写的条数", quick=4, min=1, max=500)] = 16,
 ) -> Finding:
     planted = Facts(facts, run.seed)
-    model = fresh(small_spec(vocab=planted.vocab, width=width, layers=layers), run.seed, std=0.05)
-    lr = 1e-2 if width < 64 else 5e-3
-    settings = {"lr": lr, "weight_decay": 0.01}
-    fit(
-        model.parameters(),
-        lambda g: loss_of(model, planted.batch(g)),
-        steps,
-        run,
-        "planting",
-        seed=run.seed,
-        warmup=20,
-        **settings,
-    )
-    known = float((planted.said(model) == planted.objects_N).float().mean())
+    model = trained(planted, width, layers, steps, run)
+    known = planted.known(model)
     spots = [Spot(n, matrix, at) for n in range(layers) for matrix in ("ffn", "attention") for at in ("subject", "end")]  # type: ignore[arg-type]
     chosen = torch.randperm(facts, generator=run.generator())[:edits].tolist()
     outcomes = {spot: rewritten(model, planted, spot, chosen) for spot in run.each(spots, "rewriting facts")}
@@ -163,11 +155,24 @@ def where_facts_live(
     )
 
 
+def trained(facts: Facts, width: int, layers: int, steps: int, run: Run) -> Decoder:
+    """A model that has been told every fact in every way, over and over."""
+    model = fresh(small_spec(vocab=facts.vocab, width=width, layers=layers), run.seed, std=0.05)
+    lr, loss = 1e-2 if width < 64 else 5e-3, lambda generator: loss_of(model, facts.batch(generator))
+    fit(model.parameters(), loss, steps, run, "planting", seed=run.seed, lr=lr, warmup=20, weight_decay=0.01)
+    return model
+
+
+def keys_of(model: Decoder, facts: Facts, place: Place) -> Tensor:
+    """Covariance of the keys of a sample of questions."""
+    every = -(-facts.count * len(WAYS) // SAMPLE)
+    return covariance(model, place, [p for prompts_NT in facts.prompts for p in prompts_NT[::every]])
+
+
 def rewritten(model: Decoder, facts: Facts, spot: Spot, chosen: list[int]) -> Outcome:
     """Rewrite the chosen facts one at a time, each in the model as it was trained."""
     place = Place(spot.layer, spot.matrix)
-    kept = [p for prompts_NT in facts.prompts for p in prompts_NT[:: -(-facts.count * len(WAYS) // SAMPLE)]]
-    covariance_NN, before, rows = covariance(model, place, kept), facts.said(model), []
+    covariance_NN, before, rows = keys_of(model, facts, place), facts.said(model), []
     for fact in chosen:
         wish, answer = facts.wish(fact, spot.at)
         edited = edit(model, place, [wish], covariance_NN, search=SEARCH)

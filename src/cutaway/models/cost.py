@@ -109,11 +109,14 @@ class Cost:
         source: tokens that an encoder-decoder's encoder reads, once, with the first tokens. remembers: the first
         tokens too are computed in the form that fills a cache.
         """
-        form = remembers or past > 0
-        attention = sum(2 * (per_pair(a, form) * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
         across = source * new * sum(math.prod(_crossing(a)) for a in self._crossing)
         reading = 0 if past else self.flops_of_source(source)
+        attention = self.attended(new, past, remembers or past > 0)
         return 2 * self._multiplied * new + attention + across + reading + rows * self._row.value
+
+    def attended(self, new: int, past: int = 0, remembers: bool = False) -> int:
+        """FLOPs of scores and weighted values alone, as part of `flops`."""
+        return sum(2 * (per_pair(a, remembers) * pairs(a, new, past) + a.per_token * new) for a in self._attentions)
 
     def flops_of_source(self, source: int) -> int:
         """FLOPs of encoding the source and of projecting it to the keys and values of all layers, once a sequence."""

@@ -201,7 +201,8 @@ def split(
 def naive(q_QHK: Tensor, k_SGK: Tensor, v_SGV: Tensor, *, scale: float, rule: Rule, traffic: Traffic) -> Tensor:
     """out_QHV in three passes over memory: scores, weights, mix. What the tiled form is compared with."""
     load, store, group = traffic.load, traffic.store, q_QHK.shape[1] // k_SGK.shape[1]
-    at_Q, at_S = torch.arange(len(q_QHK)) + len(k_SGK) - len(q_QHK), torch.arange(len(k_SGK))
+    at_S = torch.arange(len(k_SGK), device=q_QHK.device)
+    at_Q = at_S[len(k_SGK) - len(q_QHK) :]
     k_HSK, v_HSV = (x.transpose(0, 1).repeat_interleave(group, 0) for x in (k_SGK, v_SGV))
     scores_HQS = load(q_QHK.transpose(0, 1)) @ load(k_HSK).mT * scale
     scores_HQS = store(scores_HQS.masked_fill(~rule(at_Q[:, None], at_S[None]), -torch.inf))

@@ -147,7 +147,8 @@ def _check_expressed(
     said = rope_gguf.read(family.gguf, metadata, {}, dict[str, Tensor]().__getitem__)
     back = spec_of(family, rope_gguf.scaled(config_of_gguf(family, metadata, shapes), said))
     ours, theirs = _comparable(spec.to_dict()), _comparable(back.to_dict())
-    wrong = sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    differing = (path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+    wrong = sorted(differing, key=lambda path: (path not in ours, path))
     if wrong:
         what = f"GGUF cannot express {wrong[0]} = {ours.get(wrong[0])} of a {family.name} model"
         raise CutawayError(what, "GGUF", "write safetensors")

@@ -12,7 +12,7 @@ from kit.mutation import edit, mutants, put
 
 ROUTING, EXPERTS, BALANCE = "cutaway.nn.routing:", "cutaway.nn.experts:", "cutaway.nn.balance:"
 ROUTER = ROUTING + "Router."
-DEEPSEEK, AHEAD, PACKED = "cutaway.models.families.deepseek_v2:", "cutaway.models.decoder:", "cutaway.weights.packed:"
+LATENT, AHEAD, PACKED = "cutaway.models.families.latent:", "cutaway.models.decoder:", "cutaway.weights.packed:"
 FAMILIES = "cutaway.models.families:FAMILIES"
 
 
@@ -99,12 +99,12 @@ MUTANTS = mutants(
     ("deepseek: turned part of keys left in pairs (2j, 2j + 1)", "values deepseek_v3",
         rows("deepseek_v3", "kv_a_proj_with_mqa.weight", lambda r: r._replace(via=None))),
     ("deepseek: all keys' rows before all values' rows", "values deepseek_v2",
-        edit(DEEPSEEK + "unfolded", "t.unflatten(0, (a.heads, -1)).split([a.plain_dim, a.value_dim], 1)", "tuple(p.unflatten(0, (a.heads, -1)) for p in t.split([a.heads * a.plain_dim, a.heads * a.value_dim]))")),
+        edit(LATENT + "apart", "t.unflatten(0, (a.heads, -1)).split([a.plain_dim, a.value_dim], 1)", "tuple(p.unflatten(0, (a.heads, -1)) for p in t.split([a.heads * a.plain_dim, a.heads * a.value_dim]))")),
     ("deepseek: scale without YaRN's factor", "values deepseek_v2",
-        edit(DEEPSEEK + "read_scale", "not (scaling and scaling.get('mscale_all_dim'))", "True")),
-    ("deepseek: YaRN's factor not squared", "values deepseek_v3", edit(DEEPSEEK + "read_scale", "['mscale_all_dim']) ** 2", "['mscale_all_dim'])")),
+        edit(LATENT + "read_scale", "not (scaling and scaling.get('mscale_all_dim'))", "True")),
+    ("deepseek: YaRN's factor not squared", "values deepseek_v3", edit(LATENT + "read_scale", "['mscale_all_dim']) ** 2", "['mscale_all_dim'])")),
     ("deepseek: scale by the part without position alone", "values deepseek_v2-lite",
-        edit(DEEPSEEK + "read_scale", "config['qk_nope_head_dim'] + config['qk_rope_head_dim']", "config['qk_nope_head_dim']")),
+        edit(LATENT + "read_scale", "config['qk_nope_head_dim'] + config['qk_rope_head_dim']", "config['qk_nope_head_dim']")),
     ("deepseek: latents normalized with the model's epsilon", "values deepseek_v3", put(FAMILIES, "deepseek_v3", with_wide_epsilon)),
     ("deepseek: bias of the choice read as nothing", "values deepseek_v3",
         rows("deepseek_v3", "e_score_correction_bias", lambda r: r._replace(via=via(lambda t, s: (0 * t,))))),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cutaway.models.families import deepseek_v2, llama, moe
+from cutaway.models.families import deepseek_v2, latent, llama, moe
 from cutaway.models.families.table import Config, Family, Field, Row, same
 
 
@@ -22,7 +22,7 @@ def observed(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 def gguf_config(metadata: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """As V2, in whose names this family's choice is another; llama.cpp leaves out the blocks ahead."""
-    return {**deepseek_v2.gguf_config(metadata, shapes), "topk_method": "noaux_tc", "num_nextn_predict_layers": 0}
+    return {**latent.gguf_config(metadata, shapes), "topk_method": "noaux_tc", "num_nextn_predict_layers": 0}
 
 
 def _ahead(row: Row) -> Row:
@@ -41,7 +41,7 @@ FAMILY = Family(
     name="deepseek_v3",
     architectures=("DeepseekV3ForCausalLM",),
     fields=(
-        *deepseek_v2.LATENT,
+        *latent.FIELDS,
         Field(
             "ahead",
             lambda c: c["num_nextn_predict_layers"],
@@ -65,7 +65,7 @@ FAMILY = Family(
             deepseek_v2.say,
         ),
     ),
-    constants=deepseek_v2.LATENT_NORMS,
+    constants=latent.NORMS,
     rows=(
         *ROWS,
         *(_ahead(row) for row in ROWS if "{i}" in row.theirs),
@@ -76,10 +76,10 @@ FAMILY = Family(
     ),
     gguf="deepseek2",
     gguf_mark=".exp_probs_b.bias",
-    gguf_rows=(*deepseek_v2.GGUF_ROWS, Row("blk.{i}.exp_probs_b.bias", "layers.{i}.ffn.router.choice_bias")),
-    gguf_keys=deepseek_v2.GGUF_KEYS,
+    gguf_rows=(*latent.GGUF_ROWS, Row("blk.{i}.exp_probs_b.bias", "layers.{i}.ffn.router.choice_bias")),
+    gguf_keys=latent.GGUF_KEYS,
     gguf_config=gguf_config,
-    gguf_extra=deepseek_v2.gguf_extra,
+    gguf_extra=latent.gguf_extra,
     requires={
         **deepseek_v2.REQUIRES,
         "scoring_func": ("sigmoid",),
