@@ -40,7 +40,7 @@ def everything(c: Cost) -> Iterator[Figure]:
     yield from running.kv(c, 5000, 3, "bfloat16", 20 if c.spec.encoder else 0)
     yield from running.kv_by_sharing(c, "float32")
     yield from running.fit(c, H100, 5000, "bfloat16")
-    yield from running.generating(c, 64, 512)
+    yield from running.generating(64, 512)
     yield from roofline.roofline(c, H100, "bfloat16", batch=3, context=300)
     yield from roofline.latency(c, H100, "bfloat16", 1000)
     yield from training.training_memory(c, 512)
@@ -66,7 +66,7 @@ def test_published_shapes_are_those_of_built_models(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_totals_are_close_to_what_their_makers_say(name: str) -> None:
-    """GPT-1 is 116.5M and BERT large 335M, not the 117M and 340M that are usually told; 12M stands for ALBERT's 11.7M."""
+    """BERT large is 335M, not 340M; 12M stands for ALBERT's 11.7M."""
     said, found = PUBLISHED[name].said, named(counting.parameters(cost(name)))
     rounded = {"albert-base": 0.03, "bert-large": 0.015}
     assert found["parameters"] / 1e9 == pytest.approx(said[0], rel=rounded.get(name, 0.01))
@@ -79,9 +79,8 @@ def test_active_parameters_are_those_that_get_a_gradient() -> None:
     """One token through a small expert model: of the experts those that were chosen."""
     spec = spec_named("mixtral-8x7b")
     ffn = ExpertsSpec(6, RouterSpec(2), FeedForwardSpec(10, "silu", True))
-    layer = replace(
-        spec.layers[0], ffn=ffn, attention=replace(spec.layers[0].attention, heads=2, kv_heads=1, head_dim=4)
-    )
+    attention = replace(spec.layers[0].attention, heads=2, kv_heads=1, head_dim=4)
+    layer = replace(spec.layers[0], ffn=ffn, attention=attention)
     small = replace(spec, vocab=31, width=8, layers=(layer,) * 2)
     torch.manual_seed(0)
     experts = Experts(8, ffn)

@@ -1,13 +1,15 @@
 """The published numbers of every question that is settled by deriving: each recomputed, and equal digit by digit.
 
-`ROWS` names the question as `docs/coverage.md` does; a number stands there as it is told, and what is computed must round
-to it. What a question asks to be measured or proven beside its numbers is in the labs and tests that coverage names.
+`ROWS` names the question as `docs/coverage.md` does; a number stands there as it is told, and what is computed must
+round to it. What a question asks to be measured or proven beside its numbers is in the labs and tests that coverage
+names.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable
 from functools import cache
 
@@ -68,9 +70,14 @@ def kl(p: tuple[float, ...], q: tuple[float, ...]) -> Number:
     return lambda: float(kl_divergence(*(torch.tensor([x], dtype=torch.float64).log() for x in (p, q))))
 
 
+@cache
+def sharpness() -> list[tuple[sqrt_d.Sharpness, sqrt_d.Sharpness]]:
+    """With the division and without, for eight draws of 256 keys."""
+    return [sqrt_d.random_pair(64, 4000, 256, torch.Generator().manual_seed(seed)) for seed in range(8)]
+
+
 def sharp(scaled: bool, what: str) -> Number:
-    pair = sqrt_d.random_pair(64, 4000, 256, torch.Generator().manual_seed(1))
-    return lambda: getattr(pair[not scaled], what)
+    return lambda: statistics.mean(getattr(pair[not scaled], what) for pair in sharpness())
 
 
 def latency(name: str) -> Number:
@@ -189,7 +196,7 @@ ROWS: dict[str, list[tuple[str, Number]]] = {
     "attention.scale": [
         ("8.0", sharp(False, "std")),
         ("0.04", sharp(True, "largest")),
-        ("0.8", sharp(False, "largest")),
+        ("0.79", sharp(False, "largest")),
     ],
     "attention.shared-kv-cost": [
         ("128", shared("llama-3-8b", 8)),
@@ -199,7 +206,7 @@ ROWS: dict[str, list[tuple[str, Number]]] = {
         ("67.5", shared("smollm2-135m", 9)),
     ],
     "attention.mla-cache": [
-        ("576", lambda: kv("deepseek-v3", 61 * 2)()),
+        ("576", kv("deepseek-v3", 61 * 2)),
         ("70,272", kv("deepseek-v3", 1)),
         ("2.25", lambda: kv("deepseek-v3")() / shared("deepseek-v3", 1)()),
         ("3.56", lambda: shared("deepseek-v3", 8)() / kv("deepseek-v3")()),
@@ -299,7 +306,7 @@ ROWS: dict[str, list[tuple[str, Number]]] = {
         ("295", lambda: H100.ridge("bfloat16")),
         ("295", balance(0, "batch at balance")),
         ("421", balance(0, "no batch reaches it past")),
-        ("755", balance(256, "batch at balance")),
+        ("754", lambda: math.floor(balance(256, "batch at balance")())),
     ],
     "engine.hardware-choice": [
         (told, lambda name=name: CHIPS[name].ridge("bfloat16"))
@@ -340,8 +347,15 @@ def test_every_number_of_the_question_comes_out(id: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "told", "same"),
-    [(0.0079, "0.0079", True), (9.09e-13, "9.1e-13", True), (9.2e-13, "9.1e-13", False), (1234567, "1,234,567", True)]
-    + [(2.7256e15, "2.7e15", True), (12.851, "12.8", False), (1e-4, "1e-4", True)],
+    [
+        (0.0079, "0.0079", True),
+        (9.09e-13, "9.1e-13", True),
+        (9.2e-13, "9.1e-13", False),
+        (1234567, "1,234,567", True),
+        (2.7256e15, "2.7e15", True),
+        (12.851, "12.8", False),
+        (1e-4, "1e-4", True),
+    ],
 )
 def test_digits_are_compared_as_told(value: float, told: str, same: bool) -> None:
     assert (like(value, told) == told) == same
@@ -377,4 +391,3 @@ def test_a_probe_generalizes_to_unseen_words_only_with_dense_vectors(seed: int) 
         right[name] = float(((x_ND[100:] @ probe_D > 0) == labels_N[100:].bool()).float().mean())
     assert right["one-hot"] == 0.5, "all scores are 0: every unseen word gets the same answer"
     assert right["dense"] > 0.95
-    assert math.isclose(float(torch.eye(200)[0] @ torch.eye(200)[1]), 0.0)

@@ -66,8 +66,17 @@ def test_unknown_names_get_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
-    [(0.00788, "s", "7.88 ms"), (3e-9, "s", "3 ns"), (12, "s", "12 s"), (0, "s", "0 s"), (1.5, "%", "1.5 %")]
-    + [(2**30, "bytes", "1.00 GiB"), (754.75, "", "754.8"), (40889.9, "", "40,890"), (1e-4, "", "0.0001")],
+    [
+        (0.00788, "s", "7.88 ms"),
+        (3e-9, "s", "3 ns"),
+        (12, "s", "12 s"),
+        (0, "s", "0 s"),
+        (1.5, "%", "1.5 %"),
+        (2**30, "bytes", "1.00 GiB"),
+        (754.75, "", "754.8"),
+        (40889.9, "", "40,890"),
+        (1e-4, "", "0.0001"),
+    ],
 )
 def test_numbers_are_rounded_for_readers(value: float, unit: str, text: str) -> None:
     assert spelled(value, unit) == text

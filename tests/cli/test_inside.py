@@ -75,6 +75,9 @@ def test_lens(invoke: Invoke) -> None:
     assert [view["blocks"] for view in found["views"][0]] == [0, 1, 2, 3]
     assert found["views"][0][3]["best"][0] == found["final"][0]
     assert len(invoke("lens", "-p", PROMPT).splitlines()) == 6
+    everywhere = invoke("lens", "-p", PROMPT, "--all").splitlines()
+    assert everywhere[1].split() == ["blocks", *(f"␣{letter}" for letter in PROMPT)]
+    assert [line.split()[0] for line in everywhere[2:]] == ["0", "1", "2", "3"]
 
 
 def test_ablate(invoke: Invoke) -> None:

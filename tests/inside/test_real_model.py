@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import torch
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.inside import ablation, attention, editing, geometry, lens, patching, trace
+from cutaway.inside.prompt import stack
 from cutaway.inside.rome import Place, Search
-from cutaway.weights.checkpoint import Loaded
+from cutaway.weights.checkpoint import Loaded, load
 from cutaway.weights.sides import Witness
 
 PROMPT = "The capital of France is"
@@ -148,9 +150,14 @@ def test_bad_input_is_named(smollm2, call, says) -> None:
         call(smollm2)
 
 
-def test_an_encoder_has_maps_but_predicts_nothing(minilm_dir) -> None:
-    from cutaway.weights.checkpoint import load
+def test_a_model_that_reads_a_source_is_refused(smollm2) -> None:
+    spec = SimpleNamespace(encoder=smollm2.model.spec)
+    both = SimpleNamespace(name="both", model=SimpleNamespace(spec=spec))
+    with pytest.raises(CutawayError, match="reads a source beside the text"):
+        stack(both)  # type: ignore[arg-type]
 
+
+def test_an_encoder_has_maps_but_predicts_nothing(minilm_dir) -> None:
     loaded = load(str(minilm_dir))
     assert torch.tensor(attention.attention(loaded, "a bank").weights).shape == (6, 12, 4, 4)
     with pytest.raises(CutawayError, match="does not predict the next token"):

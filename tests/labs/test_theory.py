@@ -156,6 +156,10 @@ def test_the_rank_is_where_singular_values_drop() -> None:
     generator = random()
     low = torch.randn(20, 4, generator=generator) @ torch.randn(4, 90, generator=generator)
     assert output_distribution.steepest(torch.linalg.svdvals(low).tolist()) == 4
+    found = output_distribution.singular((low @ low.T).double())
+    torch.testing.assert_close(found[:4].float(), torch.linalg.svdvals(low)[:4])
+    exact = output_distribution.singular(low.double() @ low.double().T)  # beyond the rank nothing but rounding
+    assert output_distribution.steepest(exact.tolist()) == 4
 
 
 def test_counting_is_what_the_loss_does() -> None:

@@ -40,16 +40,15 @@ def by_part(cost: Cost) -> list[Figure]:
 def rows(vocab: int, width: int, narrow: int = 0) -> list[Figure]:
     """A table of words: as one-hot vectors, as dense rows, and factorized through `narrow` (Lan et al. 2019)."""
     sizes = {"V": vocab, "D": width}
-    factorized = [
-        figure("numbers, factorized", "", "V·E + E·D", **sizes, E=narrow),
-        figure("dense over factorized", "", "V·D/(V·E + E·D)", **sizes, E=narrow),
-    ]
-    return [
+    found = [
         figure("one-hot table", "bytes", "V·V·b", V=vocab, b=FLOAT32),
         figure("dense table", "bytes", "V·D·b", **sizes, b=FLOAT32),
         figure("numbers, dense", "", "V·D", **sizes),
-        *(factorized if narrow else []),
     ]
+    if not narrow:
+        return found
+    factorized = figure("numbers, factorized", "", "V·E + E·D", **sizes, E=narrow)
+    return [*found, factorized, figure("dense over factorized", "", "V·D/(V·E + E·D)", **sizes, E=narrow)]
 
 
 def adaptive_softmax(vocab: int, shortlist: int, rare: float, narrower: float = 4) -> list[Figure]:

@@ -80,15 +80,28 @@ def rollout(model: Model, prompt: Prompt, position: Position = -1, as_json: Json
 
 
 @app.command()
-def lens(model: Model, prompt: Prompt, position: Position = -1, top: Top = 5, as_json: Json = False) -> None:
+def lens(
+    model: Model,
+    prompt: Prompt,
+    *,
+    position: Position = -1,
+    top: Top = 5,
+    everywhere: Annotated[bool, typer.Option("--all", help="The best token at every position.")] = False,
+    as_json: Json = False,
+) -> None:
     """The logit lens: what the model would say after each block, and where its final choice stands.
 
     Example: cutaway inside lens smollm2-135m-instruct --prompt "The capital of France is"
     """
     from cutaway.inside import lens as view
 
-    found = view.lens(_load(model), prompt, [position], top)
-    if not _shown(found, as_json):
+    found = view.lens(_load(model), prompt, None if everywhere else [position], top)
+    if _shown(found, as_json):
+        return
+    if everywhere:
+        grid = ([str(at[0].blocks), *(view.best[0].token for view in at)] for at in zip(*found.views, strict=True))
+        _table("The most probable next token after each number of blocks", ("blocks", *found.tokens), grid)
+    else:
         rows = ([str(v.blocks), _said(v.best), f"{v.probability:.4f}", str(v.rank)] for v in found.views[0])
         title = f"After {found.tokens[found.positions[0]]!r} the model says {found.final[0].token!r}"
         _table(title, ("blocks", "most probable", "probability of the final choice", "its rank"), rows)

@@ -129,9 +129,7 @@ def gpt_ladder(
             kind="bar",
             x=Axis(label="rung"),
             y=Axis(label="parameters of the decoder"),
-            series=[
-                Series(name="at GPT-2's size", x=[t.rung.name for t in tried], y=[float(t.parameters) for t in tried])
-            ],
+            series=[Series(name="at GPT-2's size", x=names, y=[float(t.parameters) for t in tried])],
         ),
         verdict=_verdict(tried, untied),
         checks=_checks(tried, rungs(published)[-1][1] == published),

@@ -142,7 +142,7 @@ class Spectrum(NamedTuple):
 
 def steepest(values: list[float]) -> int:
     """How many singular values come before the largest drop from one to the next: the rank, as rounding leaves it."""
-    drops = [a / max(b, 1e-300) for a, b in pairwise(values)]
+    drops = [a / b for a, b in pairwise(values)]
     return drops.index(max(drops)) + 1
 
 
@@ -167,8 +167,13 @@ def spectra(model: str, contexts: int, every: int, run: Run) -> Spectrum:
         gram_RR += wide_RV @ wide_RV.T
         wide_RV -= lse_R1
         normal_RR += wide_RV @ wide_RV.T
-    values = (torch.linalg.eigvalsh(g_RR).flip(0).clamp(min=0).sqrt().tolist() for g_RR in (gram_RR, normal_RR))
-    return Spectrum(width, *values)
+    return Spectrum(width, *(singular(g_RR).tolist() for g_RR in (gram_RR, normal_RR)))
+
+
+def singular(gram_RR: Tensor) -> Tensor:
+    """Singular values of a matrix from its products with itself, falling; what float64 cannot tell from 0 is level."""
+    squares_R = torch.linalg.eigvalsh(gram_RR).flip(0)
+    return squares_R.clamp(min=float(squares_R[0]) * len(squares_R) * torch.finfo(torch.float64).eps).sqrt()
 
 
 # ---- what a narrow softmax leaves
@@ -200,8 +205,7 @@ def _table(drawn: list[Drawn], counted: Counted, spectrum: Spectrum, left: list[
 
 def _plot(spectrum: Spectrum) -> Plot:
     def series(name: str, values: list[float]) -> Series:
-        shown = [(float(i + 1), v) for i, v in enumerate(values) if v > 0]
-        return Series(name=name, x=[i for i, _ in shown], y=[v for _, v in shown])
+        return Series(name=name, x=[float(i + 1) for i in range(len(values))], y=values)
 
     return Plot(
         kind="line",
@@ -213,7 +217,7 @@ def _plot(spectrum: Spectrum) -> Plot:
 
 def _checks(drawn: list[Drawn], counted: Counted, spectrum: Spectrum, left: list[float]) -> list[Check]:
     worst, (rank, normal) = min(d.p for d in drawn), spectrum.ranks
-    gap = spectrum.logits[rank - 1] / max(spectrum.logits[rank], 1e-300)
+    gap = spectrum.logits[rank - 1] / spectrum.logits[rank]
     return [
         check(
             worst > LEAST_P,

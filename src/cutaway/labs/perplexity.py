@@ -222,8 +222,13 @@ def trained(name: str, encode: Callable[[str], Tensor], texts: Texts, *, width: 
     model = fresh(small_spec(vocab=int(max(train_T.max(), test_T.max())) + 1, width=width), run.seed)
     task = next_bytes(train_T, LENGTH, ROWS)
     fit(model.parameters(), lambda generator: loss_of(model, task(generator)), steps, run, name, seed=run.seed)
-    windows = [part for part in test_T.split(LENGTH) if len(part) > 1]
-    return Score(name, nats(model, windows, [len(w) - 1 for w in windows]), len(texts.test.encode()) / len(test_T))
+    return Score(name, in_windows(model, test_T), len(texts.test.encode()) / len(test_T))
+
+
+def in_windows(model: Decoder, ids: Tensor) -> float:
+    """Mean loss, the text cut into pieces as long as those of training."""
+    windows = [part for part in ids.split(LENGTH) if len(part) > 1]
+    return nats(model, windows, [len(w) - 1 for w in windows])
 
 
 def scored(source: str, text: str) -> Score:
@@ -257,7 +262,7 @@ def more_training(loaded: Loaded, texts: Texts, steps: int, run: Run) -> tuple[S
     fit(parameters, loss, steps, run, "more training", seed=run.seed, lr=3e-4, warmup=3)
     size = len(texts.test.encode()) / len(test_T)
     before, after = (
-        Score(f"as one text, {when}", nats(m, [test_T], [len(test_T) - 1]), size, answered(m, tokenizer))
+        Score(f"{loaded.name}, {when}", in_windows(m, test_T), size, answered(m, tokenizer))
         for when, m in (("as trained", decoder(loaded)), (f"after {steps} more steps", twin))
     )
     return before, after

@@ -16,7 +16,7 @@ MUTANTS = mutants(
     ("reach: exp of the mean entropy", "attention maps llama",
         edit(ATTENTION + "reach", ".exp().mean(-1)", ".mean(-1).exp()")),
     ("rollout: residual stream left out", "attention rollout",
-        edit(ATTENTION + "mixed", "+ torch.eye(weights_HQS.shape[-1])) / 2", ")")),
+        edit(ATTENTION + "mixed", "(weights_HQS.mean(0) + own_TT) / 2", "weights_HQS.mean(0)")),
     ("rollout: layers in the wrong order", "attention rollout",
         edit(ATTENTION + "rollout", "layer_TT @ total_TT", "total_TT @ layer_TT")),
     ("rollout: first layer left out", "attention rollout",
