@@ -105,7 +105,14 @@ def test_a_fact_is_rewritten_and_the_model_is_not_touched(smollm2, smollm2_witne
     fact = editing.Fact("The Eiffel Tower is located in the city of", "The Eiffel Tower", "Rome")
     paraphrase, neighbor = "To see the Eiffel Tower you travel to the city of", "The Louvre is located in the city of"
     after, report = editing.rewrite(
-        smollm2, fact, Place(5), TEXT, paraphrases=[paraphrase], neighbors=[neighbor], search=Search(steps=12)
+        smollm2,
+        fact,
+        Place(5),
+        TEXT,
+        paraphrases=[paraphrase],
+        neighbors=[neighbor],
+        contexts=[""],
+        search=Search(steps=12),
     )
     told, followed, aside = report.asked
     assert told.before < 0.1
@@ -132,6 +139,7 @@ def test_a_fact_is_rewritten_and_the_model_is_not_touched(smollm2, smollm2_witne
         (lambda m: lens.lens(m, PROMPT, [-6]), "-6 is not one of 5 tokens"),
         (lambda m: ablation.ablate(m, PROMPT, [ablation.Target("heads", 2, 9)]), "9 is not one of the 9 heads"),
         (lambda m: ablation.ablate(m, PROMPT, [ablation.Target("ffn", 30)]), "30 is not one of the layers"),
+        (lambda m: ablation.ablate(m, PROMPT, [ablation.Target("ffn", 3, 5)]), "is taken out whole"),
         (lambda m: patching.patch(m, PROMPT, "The capital of the Netherlands is"), "5 .* and 6 "),
         (lambda m: patching.patch(m, PROMPT, PROMPT), "both answers are"),
         (lambda m: patching.patch(m, PROMPT, PROMPT, answers=("Paris", "Rome")), "the same logits"),

@@ -359,7 +359,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2-untied": ("GPT2Config", "GPT2LMHeadModel", {"tie_word_embeddings": False, "activation_function": "relu"}),
     "bert": ("BertConfig", "BertModel", {"layer_norm_eps": 1e-3}),
     "bert-tanh": ("BertConfig", "BertModel", {"hidden_act": "gelu_new", "type_vocab_size": 3}),
-    "bert-masked": ("BertConfig", "BertForMaskedLM", {"layer_norm_eps": 1e-3}),
+    "bert-masked": ("BertConfig", "BertForMaskedLM", {}),
     "bert-classifier": ("BertConfig", "BertForSequenceClassification", {"id2label": LABELS}),
     "bert-tagger": ("BertConfig", "BertForTokenClassification", {"num_labels": 5}),
     "bert-span": ("BertConfig", "BertForQuestionAnswering", {}),

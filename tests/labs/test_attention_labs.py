@@ -16,6 +16,7 @@ from cutaway.labs import (
     linear_recall,
     multi_head,
     online_softmax,
+    window_and_sinks,
 )
 from cutaway.labs import softmax_choice as choice
 from cutaway.labs.lab import Run
@@ -186,20 +187,27 @@ def test_cuts_leave_no_piece_empty():
 
 
 def test_a_window_lab_that_is_too_long_says_how_long_it_may_be():
-    from cutaway.labs.window_and_sinks import manual
-
     class Tiny:
         name = "tiny"
 
         class tokenizer:
             @staticmethod
             def encode(text: str) -> list[int]:
-                return [1, 2, 3]
+                return [len(text), 2, 3]
 
         class model:
             class spec:
                 context = 100
 
-    assert manual(Tiny, 3).tolist() == [1, 2, 3]
+    (first, tokens_T), (second, others_T) = window_and_sinks.chapters(Tiny, 3, 2)
+    assert first != second
+    assert tokens_T[0] > others_T[0], "the longest first"
     with pytest.raises(CutawayError, match="knob length: 4 tokens are too many \\(at most 3 with tiny\\)"):
-        manual(Tiny, 4)
+        window_and_sinks.chapters(Tiny, 4, 2)
+
+
+def test_rises_are_taken_text_by_text():
+    Cut = window_and_sinks.Cut
+    found = [Cut("a", None, 0, 9, 1.0), Cut("b", None, 0, 9, 2.0), Cut("a", 8, 0, 9, 1.5), Cut("b", 8, 0, 9, 4.0)]
+    assert window_and_sinks.rises([*found, Cut("a", 8, 4, 9, 1.25)], 8, 0) == [0.5, 2.0]
+    assert window_and_sinks.rises([*found, Cut("a", 8, 4, 9, 1.25)], 8, 4) == [0.25]

@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cutaway.embed.sentences import encode
 from cutaway.errors import CutawayError
 from cutaway.models.block import Block, positions_of
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
+from cutaway.models.encoder import Encoder
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import spec_of
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Place
 from cutaway.nn.disentangled import DisentangledSpec
 from cutaway.nn.heads import TaskSpec
+from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights.checkpoint import open_checkpoint
 from cutaway.weights.save import save_directory
 from kit import twins
@@ -216,6 +219,41 @@ def test_a_pooling_that_is_not_the_usual_one_is_kept_beside_a_head(tmp_path: Pat
     model.spec = replace(model.spec, pooling=replace(model.spec.pooling, kind="cls"))
     save_directory(model, Tokenizerless(), tmp_path / "first", torch.float64)  # type: ignore[arg-type]
     assert open_checkpoint(tmp_path / "first").spec == model.spec
+
+
+TINY = BASE | {
+    **{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20},
+    **{"vocab_size": 30522, "embedding_size": 24, "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("bert", "cls"),
+        ("roberta", "mean"),
+        ("electra", "cls"),
+        ("albert", "mean"),
+        ("deberta", "cls"),
+        ("modernbert", "mean"),
+    ],
+)
+def test_sentence_vectors_are_those_of_sentence_transformers(
+    family: str, kind: str, minilm_dir: Path, tmp_path: Path
+) -> None:
+    """A tiny model of each family with BERT's real tokenizer, saved by us and loaded by them."""
+    from sentence_transformers import SentenceTransformer
+
+    distances = {k: v for k, v in DEBERTA.items() if k != "vocab_size"} if family == "deberta" else {}
+    pooling = {"cutaway_pooling": {"kind": kind, "normalize": kind == "cls"}}
+    model = build(spec_of(FAMILIES[family], TINY | distances | pooling)).eval()
+    assert isinstance(model, Encoder)
+    twins.make_loud(model)
+    tokenizer = Tokenizer.from_dir(minilm_dir)
+    save_directory(model, tokenizer, tmp_path / "saved", torch.float32)
+    texts = ["A man is eating food.", "naïve café 🙂", "the quick brown fox " * 20]
+    expected_ND = torch.tensor(SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(texts))
+    torch.testing.assert_close(encode(model, tokenizer, texts), expected_ND, atol=1e-4, rtol=1e-4)
 
 
 def test_a_head_that_no_class_has_is_not_saved(tmp_path: Path) -> None:

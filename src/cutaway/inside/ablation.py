@@ -95,6 +95,8 @@ def knockout(model: Decoder, target: Target, how: How) -> Touch:
     site = Site(target.part, target.layer)
     if target.index is None:
         return Touch(site, FILL[how])
+    if target.part not in ("heads", "neurons"):
+        raise CutawayError(f"is taken out whole, there is no number {target.index} of it", target.part)
     count = count_of(model, target.part, target.layer)
     if not 0 <= target.index < count:
         what = f"{target.index} is not one of the {count} {target.part} of layer {target.layer}"

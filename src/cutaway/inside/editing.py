@@ -94,6 +94,7 @@ def rewrite(
     *,
     paraphrases: Sequence[str] = (),
     neighbors: Sequence[str] = (),
+    contexts: Sequence[str] = CONTEXTS,
     search: Search | None = None,
     each: Each = silent,
 ) -> tuple[Loaded, Report]:
@@ -103,7 +104,7 @@ def rewrite(
     other subjects that should not. Errors: see `wish`, `read` and `rome.matrix_of`.
     """
     model, tokenizer = decoder(loaded), loaded.tokenizer
-    wishes = wishes_of(tokenizer, fact)
+    wishes = wishes_of(tokenizer, fact, contexts)
     windows = torch.tensor(tokenizer.encode(text), device=model.device).split(WINDOW)
     edited = edit(model, place, wishes, covariance(model, place, windows), search=search or Search(), each=each)
     after = replace(loaded, model=edited.model)

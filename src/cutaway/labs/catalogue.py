@@ -13,14 +13,17 @@ from cutaway.labs.attention_steps import attention_steps
 from cutaway.labs.capsule_routing import capsule_routing
 from cutaway.labs.causal_mask import causal_mask
 from cutaway.labs.cross_entropy import cross_entropy_lab
+from cutaway.labs.depth_width import depth_width
 from cutaway.labs.dropout import dropout_lab
 from cutaway.labs.dropout_policy import dropout_policy
 from cutaway.labs.dynamic_masking import dynamic_masking
 from cutaway.labs.edit_sequence import edit_sequence
 from cutaway.labs.encoder_vs_decoder import encoder_vs_decoder
+from cutaway.labs.experts_counted import experts_counted
 from cutaway.labs.factual_edit import factual_edit
 from cutaway.labs.feed_forward_role import feed_forward_role
 from cutaway.labs.flash_traffic import flash_traffic
+from cutaway.labs.gpt_generations import gpt_generations
 from cutaway.labs.gpt_ladder import gpt_ladder
 from cutaway.labs.head_views import head_views
 from cutaway.labs.induction_heads import induction_heads
@@ -32,6 +35,7 @@ from cutaway.labs.layer_vs_batch import layer_vs_batch
 from cutaway.labs.linear_form import linear_attention
 from cutaway.labs.linear_recall import linear_recall
 from cutaway.labs.mla import mla
+from cutaway.labs.model_map import model_map
 from cutaway.labs.multi_head import multi_head
 from cutaway.labs.normalizing import normalizing
 from cutaway.labs.one_run import one_run
@@ -65,6 +69,10 @@ LABS: dict[str, Lab] = {
     for lab in (
         one_run,
         where_parameters,
+        gpt_generations,
+        model_map,
+        depth_width,
+        experts_counted,
         attention_steps,
         sqrt_d,
         multi_head,

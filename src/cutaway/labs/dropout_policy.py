@@ -19,11 +19,11 @@ from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Tabl
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, decoder, subject
-from cutaway.labs.training import Batch, fit, fresh, held_out, loss_of, next_bytes, prose, small_spec, with_layers
+from cutaway.labs.training import Batch, fit, fresh, loss_of, prose, small_spec, with_layers
 from cutaway.models.cost import Cost
 from cutaway.models.spec import Spec
 
-ROWS = 8  # sequences per step
+ROWS, UNSEEN = 8, 256  # sequences per step, sequences for held-out losses
 
 
 class Trained(NamedTuple):
@@ -56,10 +56,11 @@ def dropout_policy(
     ] = "0 0.1 0.3",
     model: Annotated[str, Knob("the model whose configuration is shown", "展示其配置的模型")] = MODEL,
 ) -> Finding:
-    spec, sequences = small_spec(width=width, layers=layers), shuffled(length, steps * ROWS, run.generator())
+    spec = small_spec(width=width, layers=layers)
+    sequences, unseen = shuffled(length, steps * ROWS, run.generator())
     texts = {"one pass": sequences, f"{passes} passes": sequences[: max(1, len(sequences) // passes)]}
     found = {
-        name: [train(spec_at(spec, p), text, p, length=length, steps=steps, run=run) for p in map(float, rates.split())]
+        name: [train(spec, float(p), text, unseen, steps=steps, run=run) for p in rates.split()]
         for name, text in texts.items()
     }
     theirs = max(layer.dropout for layer in decoder(subject(model)).spec.layers)
@@ -77,13 +78,16 @@ def spec_at(spec: Spec, p: float) -> Spec:
     return with_layers(spec, lambda layer: replace(layer, dropout=p))
 
 
-def shuffled(length: int, count: int, generator: torch.Generator) -> list[Tensor]:
-    """Sequences from nine tenths of the text that do not overlap. Errors: more than it has."""
-    text = prose()[: len(prose()) * 9 // 10]
-    starts = torch.randperm((len(text) - 1) // length, generator=generator)[:count] * length
-    if len(starts) < count:
-        raise CutawayError(f"the text has {len(starts)} sequences of {length}, not {count}", "knob steps", "take fewer")
-    return [text[s : s + length + 1] for s in starts.tolist()]
+def shuffled(length: int, count: int, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Sequences of the text that do not overlap: `count` to learn from, `UNSEEN` others. Errors: it has fewer."""
+    text, wanted = prose(), count + UNSEEN
+    starts = torch.randperm((len(text) - 1) // length, generator=generator)[:wanted] * length
+    if len(starts) < wanted:
+        raise CutawayError(
+            f"the text has {len(starts)} sequences of {length}, not {wanted}", "knob steps", "take fewer"
+        )
+    sequences = [text[s : s + length + 1] for s in starts.tolist()]
+    return sequences[:count], sequences[count:]
 
 
 def together(sequences: list[Tensor]) -> Batch:
@@ -100,17 +104,15 @@ def read(sequences: list[Tensor], generator: torch.Generator) -> Iterator[Batch]
             yield together([sequences[k] for k in order[i : i + ROWS]])
 
 
-def train(spec: Spec, sequences: list[Tensor], p: float, *, length: int, steps: int, run: Run) -> Trained:
+def train(spec: Spec, p: float, sequences: list[Tensor], unseen: list[Tensor], *, steps: int, run: Run) -> Trained:
     """Every p starts from the same weights and reads the same batches."""
-    model, batches = fresh(spec, run.seed), read(sequences, run.generator())
+    model, batches = fresh(spec_at(spec, p), run.seed), read(sequences, run.generator())
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        fit(model.parameters(), lambda _: loss_of(model, next(batches)), steps, run, f"p = {p}", seed=run.seed)
+        fit(model.parameters(), lambda _: loss_of(model, next(batches)), steps, run, f"p = {p}", seed=run.seed, lr=1e-3)
     model.eval()
     with torch.no_grad():
-        learned = float(loss_of(model, together(sequences[:64])))
-    unseen = prose()[len(prose()) * 9 // 10 :]
-    return Trained(p, learned, held_out(model, next_bytes(unseen, length, ROWS), 32))
+        return Trained(p, *(float(loss_of(model, together(part))) for part in (sequences[:UNSEEN], unseen)))
 
 
 def best(found: list[Trained]) -> Trained:

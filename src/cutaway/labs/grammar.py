@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from typing import NamedTuple
 
 import torch
@@ -104,3 +105,20 @@ def disagreeing(sentence: Sentence) -> list[int]:
 def bytes_of_words() -> Tensor:
     """How many bytes each word takes in a text, with the space before it: [V]."""
     return torch.tensor([len(word) + 1 for word in WORDS])
+
+
+def valid(tokens: list[int]) -> bool:
+    """Is this a sentence of the grammar, agreement included?"""
+    match = re.fullmatch(SENTENCE, " ".join(WORDS[token] for token in tokens))
+    return match is not None and match["subject"].endswith("s") != match["verb"].endswith("s")
+
+
+def _any(words: tuple[str, ...], suffix: str = "") -> str:
+    return f"(?:{'|'.join(words)}){suffix}"
+
+
+SENTENCE = re.compile(
+    f"{_any(DETERMINERS)} (?:{_any(ADJECTIVES)} )?(?P<subject>{_any(NOUNS, 's?')})"
+    f"(?: {_any(PREPOSITIONS)} {_any(DETERMINERS)} {_any(NOUNS, 's?')}){{0,{MOST_PHRASES}}}"
+    f" (?P<verb>{_any(VERBS, 's?')})(?: {_any(ADVERBS)})? {re.escape(END)}"
+)

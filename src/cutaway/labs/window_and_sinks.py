@@ -8,6 +8,7 @@ first few tokens. Meanwhile its hidden states and attention weights are watched.
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import mean
 from typing import Annotated, NamedTuple
 
 import torch
@@ -54,8 +55,9 @@ class Watched(BlockDiagonal):
 
 
 class Cut(NamedTuple):
-    """A reading: window (None: everything), first tokens kept, mean loss over the first and the last half, nats."""
+    """A reading: text, window (None: everything), first tokens kept, mean loss over the first and last half, nats."""
 
+    text: str
     window: int | None
     anchors: int
     first: float
@@ -77,7 +79,7 @@ class Size(NamedTuple):
         "What happens to a real model when attention is cut to a recent window, and why do first tokens matter?",
         "把真实模型的注意力截到最近的窗口会怎样，为什么最前面的词元很重要？",
     ),
-    seconds={"quick": 7, "full": 60},
+    seconds={"quick": 6, "full": 90},
 )
 def window_and_sinks(
     run: Run,
@@ -85,40 +87,44 @@ def window_and_sinks(
     model: Annotated[str, Knob("the model that reads", "被测的模型")] = MODEL,
     length: Annotated[int, Knob("tokens that it reads", "读入的词元数", quick=384, min=256, max=4096)] = 1024,
     window: Annotated[int, Knob("tokens in the window", "窗口的词元数", min=8, max=2048)] = 64,
+    texts: Annotated[int, Knob("texts that it reads", "文本数", quick=1, min=1, max=20)] = 6,
     thorough: Annotated[bool, Knob("other windows and numbers too", "也测其他窗口与个数", quick=False)] = True,
 ) -> Finding:
     loaded = subject(model)
-    tokens_T = manual(loaded, length)
-    cuts = [(window, 0), (window, ANCHORS)]
-    cuts += [(window, 1), (window, 16), (4 * window, 0), (4 * window, ANCHORS)] if thorough else []
-    whole, sizes = watch(decoder(loaded), tokens_T)
-    found = [
-        whole,
-        *(cut(decoder(loaded), tokens_T, *c) for c in run.each(cuts, f"{loaded.name} reads through windows")),
-    ]
+    chosen = chapters(loaded, length, texts)
+    found, sizes = watch(decoder(loaded), *chosen[0])
+    found += [cut(decoder(loaded), *chapter, None, 0) for chapter in run.each(chosen[1:], "reading")]
+    for keep in (0, ANCHORS):
+        found += [cut(decoder(loaded), *chapter, window, keep) for chapter in run.each(chosen, "through a window")]
+    others = [(window, 1), (window, 16), (4 * window, 0), (4 * window, ANCHORS)] if thorough else []
+    found += [cut(decoder(loaded), *chosen[0], *c) for c in run.each(others, "through other windows")]
     return Finding(
-        table=_table(found, sizes), plot=_plot(sizes), verdict=_verdict(found, sizes), checks=_checks(found, sizes)
+        table=_table(found, sizes),
+        plot=_plot(sizes),
+        verdict=_verdict(found, window, sizes),
+        checks=_checks(found, window, sizes),
     )
 
 
-def manual(loaded: Loaded, length: int) -> Tensor:
-    """tokens_T of a text without repetitions: the chapter on execution that every Python carries in `pydoc_data`.
+def chapters(loaded: Loaded, length: int, count: int) -> list[tuple[str, Tensor]]:
+    """Name and first tokens_T of the longest chapters of Python's own manual, which `pydoc_data` carries.
 
-    Errors: more tokens than the text or the model's context has.
+    They are long enough to be read without repetition. Errors: too many tokens for the model's context or the text.
     """
     from pydoc_data.topics import topics
 
-    tokens_T = torch.tensor(loaded.tokenizer.encode(topics["execmodel"]))[:length]
-    if len(tokens_T) < length or length > loaded.model.spec.context:
-        most = min(len(tokens_T), loaded.model.spec.context)
+    names = sorted(topics, key=lambda name: -len(topics[name]))[:count]
+    texts = [(name, torch.tensor(loaded.tokenizer.encode(topics[name]))[:length]) for name in names]
+    most = min(loaded.model.spec.context, *(len(tokens_T) for _, tokens_T in texts))
+    if length > most:
         raise CutawayError(f"{length} tokens are too many", "knob length", f"at most {most} with {loaded.name}")
-    return tokens_T
+    return texts
 
 
 @torch.inference_mode()
-def cut(model: Decoder, tokens_T: Tensor, window: int | None, anchors: int) -> Cut:
+def cut(model: Decoder, name: str, tokens_T: Tensor, window: int | None, anchors: int) -> Cut:
     """Read through one window."""
-    return Cut(window, anchors, *halves(model, tokens_T, Narrow(len(tokens_T), window, anchors)))
+    return Cut(name, window, anchors, *halves(model, tokens_T, Narrow(len(tokens_T), window, anchors)))
 
 
 def halves(model: Decoder, tokens_T: Tensor, context: BlockDiagonal) -> tuple[float, float]:
@@ -130,7 +136,7 @@ def halves(model: Decoder, tokens_T: Tensor, context: BlockDiagonal) -> tuple[fl
 
 
 @torch.inference_mode()
-def watch(model: Decoder, tokens_T: Tensor) -> tuple[Cut, list[Size]]:
+def watch(model: Decoder, name: str, tokens_T: Tensor) -> tuple[list[Cut], list[Size]]:
     """Read everything, and look at what every block puts out."""
     largest: list[Tensor] = []
     hooks = [
@@ -143,12 +149,18 @@ def watch(model: Decoder, tokens_T: Tensor) -> tuple[Cut, list[Size]]:
         for hook in hooks:
             hook.remove()
     seen = zip(largest, context.shares, strict=True)
-    return Cut(None, 0, *losses), [Size(float(x_T[0]), float(x_T[1:].max()), share) for x_T, share in seen]
+    return [Cut(name, None, 0, *losses)], [Size(float(x_T[0]), float(x_T[1:].max()), share) for x_T, share in seen]
+
+
+def rises(found: list[Cut], window: int, anchors: int) -> list[float]:
+    """By text: how much more the last half costs through a window than with everything visible."""
+    whole = {c.text: c.last for c in found if c.window is None}
+    return [c.last - whole[c.text] for c in found if (c.window, c.anchors) == (window, anchors)]
 
 
 def _table(found: list[Cut], sizes: list[Size]) -> Table:
     columns = {
-        "what": "",
+        "text or block": "",
         "window": "tokens",
         "first tokens kept": "",
         "loss, first half": "nats",
@@ -158,8 +170,8 @@ def _table(found: list[Cut], sizes: list[Size]) -> Table:
         "at any other": "",
         "attention to position 0": "%",
     }
-    whole = found[0].last
-    readings: list[list[Cell]] = [["reading", *c, c.last - whole, None, None, None] for c in found]
+    whole = {c.text: c.last for c in found if c.window is None}
+    readings: list[list[Cell]] = [[*c, c.last - whole[c.text], None, None, None] for c in found]
     blocks = [
         [f"block {i}", None, None, None, None, None, s.first, s.others, 100 * s.share] for i, s in enumerate(sizes)
     ]
@@ -178,19 +190,19 @@ def _plot(sizes: list[Size]) -> Plot:
     )
 
 
-def _checks(found: list[Cut], sizes: list[Size]) -> list[Check]:
-    whole, bare, kept = found[:3]
+def _checks(found: list[Cut], window: int, sizes: list[Size]) -> list[Check]:
+    bare, kept = (rises(found, window, anchors) for anchors in (0, ANCHORS))
     ratio = max(s.first / s.others for s in sizes)
     return [
         check(
-            bare.last - whole.last > 1,
-            f"seeing only the last {bare.window} tokens costs {bare.last - whole.last:.2f} nats over the last half",
-            f"只看最近 {bare.window} 个词元，后半段损失上升 {bare.last - whole.last:.2f} 奈特",
+            mean(bare) > 1,
+            f"seeing only the last {window} tokens costs {_told(bare, 'to')} nats over the last half",
+            f"只看最近 {window} 个词元，后半段损失上升 {_told(bare, '到')} 奈特",
         ),
         check(
-            kept.last - whole.last < 0.5,
-            f"with the first {kept.anchors} tokens visible as well it costs {kept.last - whole.last:.2f}",
-            f"若同时看得见最前面 {kept.anchors} 个词元，只上升 {kept.last - whole.last:.2f}",
+            mean(kept) < 0.5,
+            f"with the first {ANCHORS} tokens visible as well it costs {_told(kept, 'to')}",
+            f"若同时看得见最前面 {ANCHORS} 个词元，只上升 {_told(kept, '到')}",
         ),
         check(
             ratio > 10,
@@ -200,19 +212,25 @@ def _checks(found: list[Cut], sizes: list[Size]) -> list[Check]:
     ]
 
 
-def _verdict(found: list[Cut], sizes: list[Size]) -> Words:
-    whole, bare, kept = found[:3]
-    share, at = sum(s.share for s in sizes) / len(sizes), max(range(len(sizes)), key=lambda i: sizes[i].share)
+def _told(values: list[float], to: str) -> str:
+    """Mean and range."""
+    return f"{mean(values):.2f} ({min(values):.2f} {to} {max(values):.2f})"
+
+
+def _verdict(found: list[Cut], window: int, sizes: list[Size]) -> Words:
+    whole = mean([c.last for c in found if c.window is None])
+    bare, kept = (whole + mean(rises(found, window, anchors)) for anchors in (0, ANCHORS))
+    share, at = mean([s.share for s in sizes]), max(range(len(sizes)), key=lambda i: sizes[i].share)
     big = max(sizes, key=lambda s: s.first / s.others)
     return both(
-        f"Over the last half of the text the loss is {whole.last:.2f} nats with everything visible, {bare.last:.2f} "
-        f"with the last {bare.window} tokens alone, and {kept.last:.2f} with the first {kept.anchors} beside them: "
-        f"little of what is lost is information. Later tokens give {share:.0%} of their attention to the very first "
-        f"one ({sizes[at].share:.0%} in block {at}), whose hidden state is of another size ({big.first:,.0f} against "
-        f"{big.others:,.0f} at most elsewhere). A softmax must give its weight to something; take that place away and "
-        "weights go where they do harm.",
-        f"文本后半段的损失：全部可见时 {whole.last:.2f} 奈特，只见最近 {bare.window} 个词元时 {bare.last:.2f}，再加上"
-        f"最前面 {kept.anchors} 个时 {kept.last:.2f}：损失的信息其实不多。后面的词元把 {share:.0%} 的注意力给了第一个"
-        f"词元（第 {at} 块中 {sizes[at].share:.0%}），它的隐藏状态大小迥异（{big.first:,.0f}，别处最多 "
-        f"{big.others:,.0f}）。softmax 的权重总要有处可去；拿走这个去处，权重就落到有害的地方。",
+        f"Over the last half of the text the loss is {whole:.2f} nats with everything visible, {bare:.2f} with the "
+        f"last {window} tokens alone, and {kept:.2f} with the first {ANCHORS} beside them: most of what is lost is not "
+        f"information. Later tokens give {share:.0%} of their attention to the very first one ({sizes[at].share:.0%} "
+        f"in block {at}), whose hidden state is of another size ({big.first:,.0f} against {big.others:,.0f} at most "
+        "elsewhere). A softmax must give its weight to something; take that place away and weights go where they do "
+        "harm.",
+        f"文本后半段的损失：全部可见时 {whole:.2f} 奈特，只见最近 {window} 个词元时 {bare:.2f}，再加上最前面 {ANCHORS} "
+        f"个时 {kept:.2f}：损失的大部分并不是信息。后面的词元把 {share:.0%} 的注意力给了第一个词元（第 {at} 块中 "
+        f"{sizes[at].share:.0%}），它的隐藏状态大小迥异（{big.first:,.0f}，别处最多 {big.others:,.0f}）。softmax 的权重"
+        "总要有处可去；拿走这个去处，权重就落到有害的地方。",
     )

@@ -5,11 +5,10 @@ A lab runs in a thread of its own, one at a time: two would disturb each other's
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -23,11 +22,11 @@ from cutaway.labs.lab import Lab
 from cutaway.serve.connection import EventStream
 from cutaway.serve.errors import ApiError
 from cutaway.serve.schemas import Body
+from cutaway.studio.background import Report, followed
 from cutaway.studio.chat import typed
 from cutaway.weights.sources import CATALOGUE, pulled
 
 Json = dict[str, Any]
-Post = Callable[[Json | Exception], None]
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -39,10 +38,6 @@ class RunRequest(Body):
     knobs: dict[str, Any] = Field(default_factory=dict)
     profile: Literal["quick", "full"] = "quick"
     seed: int = Field(0, ge=0, lt=2**63)
-
-
-class Cancelled(Exception):
-    """Nobody waits for this run any more."""
 
 
 class Laboratory:
@@ -58,52 +53,18 @@ class Laboratory:
         """
         if not self._room.acquire(blocking=False):
             raise ApiError(409, "another lab is running: two would disturb each other", code="lab_running")
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Json | Exception] = asyncio.Queue()
-        cancelled = threading.Event()
 
-        def post(item: Json | Exception) -> None:
-            with suppress(RuntimeError):  # a closed loop: nobody listens any more
-                loop.call_soon_threadsafe(inbox.put_nowait, item)
+        def work(report: Report) -> Json:
+            try:
+                evidence = lab.run(body.knobs, body.profile, body.seed, report)
+                store(evidence)
+            finally:
+                self._room.release()  # before the end is told: who hears it may start the next run
+            return {"type": "evidence", "evidence": evidence.model_dump(mode="json")}
 
-        # A daemon: a server that is told to end must not wait for a measurement.
-        threading.Thread(target=self._work, args=(lab, body, post, cancelled), daemon=True).start()
-        try:
-            yield {"type": "progress", "done": 0, "total": 1, "note": ""}
-            item: Json = {}
-            while item.get("type") != "done":
-                item = _unless_failed(await inbox.get())
+        async with aclosing(followed(work, at_once=True)) as items:
+            async for item in items:
                 yield item
-        finally:
-            cancelled.set()
-
-    def _work(self, lab: Lab, body: RunRequest, post: Post, cancelled: threading.Event) -> None:
-        """What the thread does, to the end or to the report at which it learns that it is cancelled."""
-
-        def report(done: int, total: int, note: str) -> None:
-            if cancelled.is_set():
-                raise Cancelled
-            post({"type": "progress", "done": done, "total": total, "note": note})
-
-        try:
-            evidence = lab.run(body.knobs, body.profile, body.seed, report)
-            store(evidence)
-            found: list[Json | Exception] = [
-                {"type": "evidence", "evidence": evidence.model_dump(mode="json")},
-                {"type": "done"},
-            ]
-        except Exception as error:  # whoever waits must hear of it
-            found = [error]
-        finally:
-            self._room.release()
-        for item in found:  # only now: who hears the end may start the next run
-            post(item)
-
-
-def _unless_failed(item: Json | Exception) -> Json:
-    if isinstance(item, Exception):
-        raise item
-    return item
 
 
 @router.get("/labs")

@@ -16,11 +16,7 @@ from cutaway.models.families.table import Config, Field, Row, one, pair, same
 
 EPS = 1e-7
 PROJECTIONS = ("query", "key", "value")
-NEEDED = {
-    "relative_attention": True,
-    "position_biased_input": False,
-    "share_att_key": True,
-}  # transformers': the others
+NEEDED = {"relative_attention": True, "position_biased_input": False, "share_att_key": True}  # unsaid: the contrary
 
 
 def norm(config: Config) -> dict[str, Any]:

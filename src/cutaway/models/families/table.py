@@ -156,7 +156,8 @@ def interleaved(heads: Callable[[Spec], int]) -> Via:
 class Family:
     """The tables of one family.
 
-    architectures: class names of transformers, the first is written. gguf: llama.cpp's name for it, if it has one.
+    architectures: class names of transformers, the first is written unless a field says another.
+    gguf: llama.cpp's name for it, if it has one.
     gguf_mark: how a tensor's name ends that tells it from another family of that name.
     constants: what the family fixes, by spec path. requires: config entries with the only values that we implement.
     prefix: of tensor names that bare base-model checkpoints leave out. ignored: buffers that older files carry.
