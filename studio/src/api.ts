@@ -192,6 +192,168 @@ export type LabEvent =
   | { type: "evidence"; evidence: Evidence }
   | { type: "done" };
 
+export interface Guess {
+  id: number;
+  token: string;
+  probability: number;
+}
+
+/** weights: [query][key]; reach: [layer][head], over how many tokens a head spreads. */
+export interface AttentionMap {
+  tokens: string[];
+  layer: number;
+  head: number | null;
+  weights: number[][];
+  reach: number[][];
+}
+
+/** rollout: [output][input]; flow: to the output at `position`, null for long prompts. */
+export interface Influence {
+  tokens: string[];
+  position: number;
+  rollout: number[][];
+  flow: number[] | null;
+}
+
+/** views: [position][blocks]; probability and rank are those of the final choice. */
+export interface Lens {
+  tokens: string[];
+  final: Guess[];
+  views: { blocks: number; best: Guess[]; probability: number; rank: number; entropy: number }[][];
+}
+
+export type AblatedPart = "heads" | "neurons" | "attention" | "ffn";
+
+export interface Effect {
+  part: AblatedPart;
+  layer: number;
+  index: number | null;
+  loss: number;
+  change: number;
+  kl: number;
+  best: Guess[];
+}
+
+export interface Ablation {
+  tokens: string[];
+  how: string;
+  loss: number;
+  best: Guess[];
+  effects: Effect[];
+}
+
+/** scores: [layer][head]; losses: of the first half of the text and of its repetition. */
+export interface Induction {
+  scores: number[][];
+  losses: [number, number];
+}
+
+/** effects: part -> [layer][position]; clean, corrupt: difference of the answers' logits in either run. */
+export interface Patching {
+  clean_tokens: string[];
+  corrupt_tokens: string[];
+  answers: [string, string];
+  clean: number;
+  corrupt: number;
+  effects: Record<string, number[][]>;
+}
+
+export interface Edit {
+  layer: number;
+  matrix: string;
+  losses: number[];
+  changed: number;
+  size: number;
+  length: number;
+  asked: {
+    kind: "fact" | "paraphrase" | "neighbor";
+    prompt: string;
+    before: number;
+    after: number;
+    kl: number;
+    best_before: Guess[];
+    best_after: Guess[];
+  }[];
+}
+
+export interface Neighbor {
+  id: number;
+  token: string;
+  cosine: number;
+}
+
+export interface Analogy {
+  a: string;
+  b: string;
+  c: string;
+  nearest: Neighbor[];
+  with_question: Neighbor[];
+}
+
+export interface Plane {
+  points: { token: string; x: number; y: number }[];
+  explained: [number, number];
+}
+
+/** What each view of a model's inside finds. */
+export interface Views {
+  attention: AttentionMap;
+  rollout: Influence;
+  lens: Lens;
+  ablation: Ablation;
+  induction: Induction;
+  patching: Patching;
+  edit: Edit;
+  neighbors: { word: string; neighbors: Neighbor[] };
+  analogy: Analogy;
+  plane: Plane;
+}
+
+export type ViewEvent<T> =
+  | { type: "progress"; done: number; total: number; note?: string }
+  | { type: "found"; found: T }
+  | { type: "done" };
+
+export type Purpose = "serving" | "training";
+
+export interface BudgetRequest {
+  model: string;
+  published: boolean;
+  purpose: Purpose;
+  chip: string;
+  context: number;
+  batch: number;
+  dtype: string;
+  tokens: number;
+}
+
+export interface Figure {
+  name: string;
+  value: number;
+  unit: string;
+  formula: string;
+  numbers: string;
+}
+
+export interface Budget {
+  request: BudgetRequest;
+  sections: { name: string; figures: Figure[] }[];
+}
+
+export interface Chip {
+  name: string;
+  dtypes: string[];
+  flops: Record<string, number>;
+  memory: number;
+  bandwidth: number;
+  source: string;
+}
+
+export interface Shapes {
+  models: { name: string; parameters: number; source: string }[];
+  chips: Chip[];
+}
+
 /** status 0: the server could not be reached at all. */
 export class ApiError extends Error {
   constructor(
@@ -266,4 +428,9 @@ export const api = {
   generate: (request: GenerateRequest, signal: AbortSignal) => stream<GenerateEvent>("/generate", request, signal),
   runLab: (id: string, knobs: Record<string, KnobValue>, profile: Profile, signal: AbortSignal) =>
     stream<LabEvent>(`/labs/${encodeURIComponent(id)}/run`, { knobs, profile }, signal),
+  look: <V extends keyof Views>(view: V, body: object, signal: AbortSignal) =>
+    stream<ViewEvent<Views[V]>>(`/inside/${view}`, body, signal),
+  shapes: () => get<Shapes>("/budget"),
+  budget: async (request: BudgetRequest, signal: AbortSignal): Promise<Budget> =>
+    (await open("/budget", request, signal)).json(),
 };

@@ -42,6 +42,20 @@ export const measure = (n: number): string => {
 export const visible = (token: { text: string; display?: string }): string =>
   (token.display ?? token.text).replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣");
 
+type Cell = string | number | boolean | null;
+
+const quoted = (cell: Cell): string => {
+  const text = String(cell ?? "");
+  return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+};
+
+export const csv = (rows: Cell[][]): string => rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+
+export const downloadCsv = (name: string, rows: Cell[][]): void => download(`${name}.csv`, csv(rows), "text/csv");
+
+export const downloadJson = (name: string, value: unknown): void =>
+  download(`${name}.json`, JSON.stringify(value, null, 2) + "\n", "application/json");
+
 /** A file for the user to keep. */
 export function download(name: string, text: string, type: string): void {
   const url = URL.createObjectURL(new Blob([text], { type }));

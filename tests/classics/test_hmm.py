@@ -31,7 +31,7 @@ def test_two_dice_are_told_apart():
     for _ in range(4000):
         rolls.append(int(torch.multinomial(emit[state], 1, generator=generator)))
         state = int(torch.multinomial(move[state], 1, generator=generator))
-    model, lengths = hmm.fresh(2, 3, seed=0), [100] * 40
+    model, lengths = hmm.fresh(2, 3, seed=0), [50] * 80
     for _ in range(100):
         model, _ = hmm.baum_welch(model, torch.tensor(rolls), lengths)
     if model.emit_SV[0, 0] < model.emit_SV[1, 0]:

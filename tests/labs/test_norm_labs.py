@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cutaway.labs import (
     transformer_init,
 )
 from cutaway.labs.lab import Run
-from cutaway.labs.training import Batch, small_spec
+from cutaway.labs.training import Batch, prose, small_spec
 from cutaway.models.decoder import Decoder
 
 
@@ -140,9 +141,11 @@ def test_every_sequence_once_a_pass() -> None:
 
 
 def test_sequences_do_not_overlap_and_run_out() -> None:
-    found = dropout_policy.shuffled(5, 50, seeded())
-    assert len({tuple(s.tolist()) for s in found}) > 40
-    assert {len(s) for s in found} == {6}
+    found, unseen = dropout_policy.shuffled(5, 50, seeded())
+    assert (len(found), len(unseen)) == (50, dropout_policy.UNSEEN)
+    there = Counter(tuple(prose()[i : i + 401].tolist()) for i in range(0, len(prose()) - 400, 400))
+    found, unseen = dropout_policy.shuffled(400, 200, seeded())
+    assert Counter(tuple(s.tolist()) for s in [*found, *unseen]) <= there
     with pytest.raises(CutawayError, match="take fewer"):
         dropout_policy.shuffled(1000, 10**6, seeded())
 

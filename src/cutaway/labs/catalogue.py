@@ -23,6 +23,7 @@ from cutaway.labs.experts_counted import experts_counted
 from cutaway.labs.factual_edit import factual_edit
 from cutaway.labs.feed_forward_role import feed_forward_role
 from cutaway.labs.flash_traffic import flash_traffic
+from cutaway.labs.generative_vs_discriminative import generative_vs_discriminative
 from cutaway.labs.gpt_generations import gpt_generations
 from cutaway.labs.gpt_ladder import gpt_ladder
 from cutaway.labs.head_views import head_views
@@ -34,14 +35,17 @@ from cutaway.labs.lab import Lab
 from cutaway.labs.layer_vs_batch import layer_vs_batch
 from cutaway.labs.linear_form import linear_attention
 from cutaway.labs.linear_recall import linear_recall
+from cutaway.labs.long_range import long_range
 from cutaway.labs.mla import mla
 from cutaway.labs.model_map import model_map
 from cutaway.labs.multi_head import multi_head
+from cutaway.labs.ngram_vs_neural import ngram_vs_neural
 from cutaway.labs.normalizing import normalizing
 from cutaway.labs.one_run import one_run
 from cutaway.labs.online_softmax import online_softmax
 from cutaway.labs.output_distribution import output_distribution
 from cutaway.labs.packing import packing
+from cutaway.labs.parallel_over_time import parallel_over_time
 from cutaway.labs.pca import pca
 from cutaway.labs.perplexity import perplexity
 from cutaway.labs.pre_vs_post import pre_vs_post
@@ -53,11 +57,13 @@ from cutaway.labs.rope_scaling import rope_scaling
 from cutaway.labs.rotary import rotary
 from cutaway.labs.sampling import sampling
 from cutaway.labs.senses import senses
+from cutaway.labs.sequence_to_sequence import sequence_to_sequence
 from cutaway.labs.sinusoids import sinusoidal
 from cutaway.labs.softmax_choice import softmax_choice
 from cutaway.labs.softmax_jacobian import softmax_jacobian
 from cutaway.labs.sqrt_d import sqrt_d
 from cutaway.labs.text_attribution import text_attribution
+from cutaway.labs.three_families import three_families
 from cutaway.labs.transformer_init import transformer_init
 from cutaway.labs.where_facts_live import where_facts_live
 from cutaway.labs.where_parameters import where_parameters
@@ -73,6 +79,11 @@ LABS: dict[str, Lab] = {
         model_map,
         depth_width,
         experts_counted,
+        ngram_vs_neural,
+        sequence_to_sequence,
+        long_range,
+        parallel_over_time,
+        three_families,
         attention_steps,
         sqrt_d,
         multi_head,
@@ -118,6 +129,7 @@ LABS: dict[str, Lab] = {
         kl,
         output_distribution,
         perplexity,
+        generative_vs_discriminative,
         relu_gradient,
         pca,
         text_attribution,

@@ -183,10 +183,10 @@ def _verdict(outcomes: list[Outcome], parameters: int, epochs: int) -> Words:
         f"In {epochs} epochs a text shows 1 mask if masks are drawn once and {epochs} if they are drawn anew. A model "
         f"of {parameters:,} parameters then guesses hidden bytes of other text at {other[0]:.3f} nats with static "
         f"and {other[1]:.3f} with dynamic masks (static minus dynamic, by seed: {spread}). On what it reads, in the "
-        f"last epoch, it is at {seen[0]:.3f} and {seen[1]:.3f}: other text is {other[0] - seen[0]:+.3f} and "
-        f"{other[1] - seen[1]:+.3f} harder.",
+        f"last epoch, it is at {seen[0]:.3f} and {seen[1]:.3f} (other text minus that: {other[0] - seen[0]:+.3f} and "
+        f"{other[1] - seen[1]:+.3f}).",
         f"{epochs} 轮中，掩码只抽一次时一段文本有 1 种，重新抽取时有 {epochs} 种。{parameters:,} 个参数的模型随后"
         f"猜其他文本中被遮的字节：静态 {other[0]:.3f} nats，动态 {other[1]:.3f}（各种子的静态减动态：{spread}）。"
-        f"对所读文本，末轮损失为 {seen[0]:.3f} 与 {seen[1]:.3f}：其他文本难 {other[0] - seen[0]:+.3f} 和 "
-        f"{other[1] - seen[1]:+.3f}。",
+        f"对所读文本，末轮损失为 {seen[0]:.3f} 与 {seen[1]:.3f}（其他文本减所读文本：{other[0] - seen[0]:+.3f} 和 "
+        f"{other[1] - seen[1]:+.3f}）。",
     )

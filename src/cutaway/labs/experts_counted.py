@@ -1,7 +1,7 @@
 """What experts save and what they do not: work, weights read, bytes exchanged - each counted beside its formula.
 
-Work by a counter of PyTorch's products. Weights read by routing random tokens through random routers. Bytes exchanged by
-placing DeepSeek-V3's experts (2024, arXiv:2412.19437) on eight machines and counting rows that leave their own; that
+Work by a counter of PyTorch's products. Weights read by routing random tokens through random routers. Bytes exchanged
+by placing DeepSeek-V3's experts (2024, arXiv:2412.19437) on eight machines and counting rows that leave their own; that
 rows really travel between processes is not shown here.
 """
 
@@ -83,7 +83,7 @@ class Exchange(NamedTuple):
     "experts-counted",
     title=both("What experts save, and what they do not", "专家模型省下了什么，没省下什么"),
     question=both(
-        "How can a model hold far more parameters than it uses per token, and what does that cost in memory and traffic?",
+        "How can a model hold far more parameters than it uses per token, and what does it cost in memory and traffic?",
         "模型怎样拥有远多于每个词元所用的参数？这在内存与通信上要付出什么？",
     ),
     seconds={"quick": 4, "full": 20},
@@ -91,7 +91,7 @@ class Exchange(NamedTuple):
 def experts_counted(
     run: Run,
     *,
-    width: Annotated[int, Knob("of the layer", "层的宽度", quick=64, min=16, max=4096)] = 512,
+    width: Annotated[int, Knob("of the layer", "层的宽度", quick=64, min=16, max=4096)] = 256,
     draws: Annotated[
         int, Knob("random routers for each row", "每行的随机路由器个数", quick=60, min=20, max=10**5)
     ] = 400,
@@ -230,8 +230,8 @@ def _checks(work: list[Work], read: list[Read], sent: Exchange) -> list[Check]:
             sent.formula == 172_032 and sent.once < sent.leaving < sent.formula,
             f"DeepSeek-V3 exchanges {sent.formula:,.0f} bytes a token and layer if every choice travels; "
             f"{sent.leaving:,.0f} leave the machine, {sent.once:,.0f} if a row is sent once to each",
-            f"若每个选择都要传输，DeepSeek-V3 每词元每层交换 {sent.formula:,.0f} 字节；真正离开本机的 {sent.leaving:,.0f}，"
-            f"每台机器只发一次则为 {sent.once:,.0f}",
+            f"若每个选择都要传输，DeepSeek-V3 每词元每层交换 {sent.formula:,.0f} 字节；真正离开本机的 "
+            f"{sent.leaving:,.0f}，每台机器只发一次则为 {sent.once:,.0f}",
         ),
     ]
 
@@ -242,13 +242,13 @@ def _verdict(read: list[Read], paces: list[Pace], sent: Exchange) -> Words:
     bytes_ = ", ".join(f"{p.sparse_read / p.dense_read:.1f}" for p in paces)
     steps = ", ".join(str(p.tokens) for p in paces)
     return both(
-        f"A token's work does not depend on how many experts there are, what a step reads does: {most.tokens} tokens read "
-        f"{most.found:.0f} of 256 experts where a single one reads 8. Beside a dense layer of the active size, steps of "
-        f"{steps} tokens read {bytes_} times as many weights and took {times} times as long on this machine"
-        f" ({last.sparse_ms:.2f} ms for {last.tokens}). Between machines a token of DeepSeek-V3 exchanges "
-        f"{sent.formula / 1024:.0f} KiB a layer at most, {sent.once / 1024:.0f} KiB if rows are sent once to each machine.",
-        f"每个词元的计算量与专家总数无关，但一步要读的权重有关：{most.tokens} 个词元会读到 256 个专家中的 {most.found:.0f} "
-        f"个，而单个词元只读 8 个。与激活规模相同的稠密层相比，{steps} 个词元的一步读取权重为 {bytes_} 倍，本机用时 "
-        f"{times} 倍（{last.tokens} 个词元 {last.sparse_ms:.2f} 毫秒）。在机器之间，DeepSeek-V3 每词元每层最多交换 "
-        f"{sent.formula / 1024:.0f} KiB；若每台机器只发一次，为 {sent.once / 1024:.0f} KiB。",
+        f"A token's work does not depend on how many experts there are, what a step reads does: {most.tokens} tokens "
+        f"read {most.found:.0f} of 256 experts where a single one reads 8. Beside a dense layer of the active size, "
+        f"steps of {steps} tokens read {bytes_} times as many weights and took {times} times as long on this machine "
+        f"({last.sparse_ms:.2f} ms for {last.tokens}). Between machines a token of DeepSeek-V3 exchanges "
+        f"{sent.formula / 1024:.0f} KiB a layer at most, {sent.once / 1024:.0f} KiB if rows are sent once to each.",
+        f"每个词元的计算量与专家总数无关，但一步要读的权重有关：{most.tokens} 个词元会读到 256 个专家中的 "
+        f"{most.found:.0f} 个，而单个词元只读 8 个。与激活规模相同的稠密层相比，{steps} 个词元的一步读取权重为 "
+        f"{bytes_} 倍，本机用时 {times} 倍（{last.tokens} 个词元 {last.sparse_ms:.2f} 毫秒）。在机器之间，DeepSeek-V3 "
+        f"每词元每层最多交换 {sent.formula / 1024:.0f} KiB；若每台机器只发一次，为 {sent.once / 1024:.0f} KiB。",
     )

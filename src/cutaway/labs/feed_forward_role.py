@@ -227,14 +227,15 @@ def _verdict(learned: Mapping[str, Learned], taken: Taken, layer: int, vocab: fl
     without = taken.without_all
     said = "; ".join(f"{name} {arm.right:.0%}" for name, arm in learned.items())
     return both(
-        f"Right answers to the exclusive or: {said}. The first is attention where it is a linear map. But the weights "
-        "of a softmax are a curve too: with other tokens to weigh against, attention alone gets "
-        f"{learned[PLAIN].right:.0%} in one layer. In the trained model taking out layer {layer}'s feed-forward costs "
-        f"{ffn:.3f} nats, its attention {attention:.3f}; without all feed-forward layers the loss goes from "
-        f"{taken.whole:.2f} to {without['ffn']:.2f}, without all attention to {without['attention']:.2f} (guessing "
-        f"evenly: {vocab:.2f}).",
-        f"异或的正确率：{said}。第一项是注意力为线性映射的情形。但 softmax 的权重本身也是弯的：有别的词元可比时，仅一"
-        f"层注意力就能到 {learned[PLAIN].right:.0%}。在训练好的模型里，删掉第 {layer} 层的前馈损失多 {ffn:.3f} 奈特，"
-        f"删掉注意力多 {attention:.3f}；删掉全部前馈，损失从 {taken.whole:.2f} 变为 {without['ffn']:.2f}，删掉全部注意"
-        f"力变为 {without['attention']:.2f}（均匀乱猜是 {vocab:.2f}）。",
+        f"Right answers to the exclusive or: {said}. The first is attention where it is a linear map; its loss is "
+        f"{learned[LINEAR].loss:.3f}, a coin's is 0.693. But the weights of a softmax are a curve too: with other "
+        f"tokens to weigh against, attention alone gets {learned[PLAIN].right:.0%} in one layer. In the trained model "
+        f"taking out layer {layer}'s feed-forward costs {ffn:.3f} nats, its attention {attention:.3f}; without all "
+        f"feed-forward layers the loss goes from {taken.whole:.2f} to {without['ffn']:.2f}, without all attention to "
+        f"{without['attention']:.2f} (guessing evenly: {vocab:.2f}).",
+        f"异或的正确率：{said}。第一项是注意力为线性映射的情形，损失 {learned[LINEAR].loss:.3f}，抛硬币是 0.693。但 "
+        f"softmax 的权重本身也是弯的：有别的词元可比时，仅一层注意力就能到 {learned[PLAIN].right:.0%}。在训练好的模型"
+        f"里，删掉第 {layer} 层的前馈损失多 {ffn:.3f} 奈特，删掉注意力多 {attention:.3f}；删掉全部前馈，损失从 "
+        f"{taken.whole:.2f} 变为 {without['ffn']:.2f}，删掉全部注意力变为 {without['attention']:.2f}（均匀乱猜是 "
+        f"{vocab:.2f}）。",
     )

@@ -107,6 +107,11 @@ def bytes_of_words() -> Tensor:
     return torch.tensor([len(word) + 1 for word in WORDS])
 
 
+def plurals(tokens: list[int]) -> int:
+    """How many nouns of a sentence are plural."""
+    return sum(WORDS[token].endswith("s") and WORDS[token][:-1] in NOUNS for token in tokens)
+
+
 def valid(tokens: list[int]) -> bool:
     """Is this a sentence of the grammar, agreement included?"""
     match = re.fullmatch(SENTENCE, " ".join(WORDS[token] for token in tokens))

@@ -1,7 +1,7 @@
 """A map of published models, from their configurations: what they are for, how large, what limits them on a chip.
 
-Counts are those of `cutaway.budget`; what limits a model is found on the roofline (`cutaway.budget.roofline`) for a step
-that adds a token to each of several sequences, in an encoder for reading them.
+Counts are those of `cutaway.budget`; what limits a model is found on the roofline (`cutaway.budget.roofline`) for a
+step that adds a token to each of several sequences, in an encoder for reading them.
 """
 
 from __future__ import annotations
@@ -215,10 +215,10 @@ def _verdict(places: list[Place], chip: str, batch: int, context: int) -> Words:
     kinds = {what: sum(kind(p.spec) == what for p in places) for what in KINDS}
     limits = {what: n for what in LIMITS if (n := sum(p.limit == what for p in places))}
     return both(
-        f"{len(places)} models of text: {', '.join(f'{n} from {what}' for what, n in kinds.items())}. Smallest model here, "
-        f"in billions of parameters, with a choice: {en}. For {batch} sequences of up to {context:,} tokens on {chip}, "
-        f"{', '.join(f'{n} are limited by {what}' for what, n in limits.items())}.",
-        f"共 {len(places)} 个文本模型：{'，'.join(f'{IN_CHINESE[what]} {n} 个' for what, n in kinds.items())}。各项设计出现的最小规模"
-        f"（十亿参数）：{zh}。在 {chip} 上同时处理 {batch} 条、每条至多 {context:,} 个词元时："
+        f"{len(places)} models of text: {', '.join(f'{n} from {what}' for what, n in kinds.items())}. Smallest model "
+        f"here, in billions of parameters, with a choice: {en}. For {batch} sequences of up to {context:,} tokens on "
+        f"{chip}, {', '.join(f'{n} are limited by {what}' for what, n in limits.items())}.",
+        f"共 {len(places)} 个文本模型：{'，'.join(f'{IN_CHINESE[what]} {n} 个' for what, n in kinds.items())}。"
+        f"各项设计出现的最小规模（十亿参数）：{zh}。在 {chip} 上同时处理 {batch} 条、每条至多 {context:,} 个词元时："
         f"{'，'.join(f'{n} 个受限于{IN_CHINESE[what]}' for what, n in limits.items())}。",
     )

@@ -25,6 +25,7 @@ from cutaway.labs.sampling import by, measure, next_logits
 from cutaway.labs.subject import MODEL, decoder, subject
 from cutaway.labs.training import prose
 from cutaway.models.block import positions_of
+from cutaway.models.spec import Spec
 from cutaway.nn.attention import BlockDiagonal
 from cutaway.nn.divergence import kl_divergence
 from cutaway.nn.losses import cross_entropy
@@ -61,6 +62,7 @@ def output_distribution(
         int, Knob("symbols in the countable toy", "可数小例子的符号数", quick=2000, min=100, max=10**6)
     ] = 20_000,
 ) -> Finding:
+    check_contexts(subject(model).model.spec, contexts, every)
     drawn = draw_all(model, draws, run)
     counted = count_against_loss(symbols, run.generator())
     spectrum = spectra(model, contexts, every, run)
@@ -140,6 +142,14 @@ class Spectrum(NamedTuple):
         return steepest(self.logits), steepest(self.log_probs)
 
 
+def check_contexts(spec: Spec, contexts: int, every: int) -> None:
+    """Errors: a matrix of logits too small for its rank to be the width."""
+    if contexts <= spec.width:
+        raise CutawayError(f"must exceed the model's width of {spec.width}, got {contexts}", "knob contexts")
+    if spec.vocab // every <= contexts:
+        raise CutawayError(f"leaves fewer words than the {contexts} contexts", "knob every", "look at more of them")
+
+
 def steepest(values: list[float]) -> int:
     """How many singular values come before the largest drop from one to the next: the rank, as rounding leaves it."""
     drops = [a / b for a, b in pairwise(values)]
@@ -151,10 +161,6 @@ def spectra(model: str, contexts: int, every: int, run: Run) -> Spectrum:
     """Of the model's logits over different contexts: the beginnings of a text's pieces."""
     loaded = subject(model)
     decoder_, width = decoder(loaded), loaded.model.spec.width
-    if contexts <= width:
-        raise CutawayError(f"must exceed the model's width of {width}, got {contexts}", "knob contexts")
-    if loaded.model.spec.vocab // every <= contexts:
-        raise CutawayError(f"leaves fewer words than the {contexts} contexts", "knob every", "look at more of them")
     text = bytes(prose()[: 12 * contexts].tolist()).decode("utf-8", "ignore")
     tokens_T = torch.tensor(loaded.tokenizer.encode(text)[:contexts])
     pieces = tokens_T.split(PIECE)

@@ -26,10 +26,10 @@ from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Words, bot
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.older_models import seeded, size_of, widest
-from cutaway.labs.training import fit, fresh, small_spec
+from cutaway.labs.training import fit, fresh, small_spec, with_layers
 from cutaway.models.block import positions_of
 from cutaway.models.decoder import EncoderDecoder
-from cutaway.models.spec import PoolingSpec, Spec
+from cutaway.models.spec import LayerSpec, PoolingSpec, Spec
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal
 from cutaway.nn.embedding import EmbeddingSpec
 
@@ -139,15 +139,26 @@ def encoded(text: str) -> Tensor:
 # ---- models
 
 
+def positioned(vocab: int, width: int, layers: int) -> Spec:
+    """A decoder with rotations and, for looks at another text, learned positions too."""
+    return replace(small_spec(vocab=vocab, width=width, layers=layers, context=ROOM), embedding=EmbeddingSpec(ROOM))
+
+
+def seeing(spec: Spec) -> Spec:
+    """The same blocks blind to nothing: an encoder."""
+    return replace(with_layers(spec, lambda layer: replace(layer, attention=_open(layer))), pooling=PoolingSpec())
+
+
 def pair_spec(vocab: int, width: int, layers: int, start: int) -> Spec:
-    """A transformer pair: rotations within source and target, learned positions for the look across."""
-    base = replace(small_spec(vocab=vocab, width=width, layers=layers, context=ROOM), embedding=EmbeddingSpec(ROOM))
-    block = base.layers[0]
-    assert isinstance(block.attention, AttentionSpec)
-    seeing = replace(block.attention, causal=False)
-    encoder = replace(base, layers=(replace(block, attention=seeing),) * layers, head=None, pooling=PoolingSpec())
-    decoder = (replace(block, cross=replace(seeing, rope=None)),) * layers
-    return replace(base, layers=decoder, encoder=encoder, start=start)
+    """A transformer pair, `layers` on either side."""
+    base = positioned(vocab, width, layers)
+    crossed = tuple(replace(layer, cross=replace(_open(layer), rope=None)) for layer in base.layers)
+    return replace(base, layers=crossed, encoder=replace(seeing(base), head=None), start=start)
+
+
+def _open(layer: LayerSpec) -> AttentionSpec:
+    assert isinstance(layer.attention, AttentionSpec)
+    return replace(layer.attention, causal=False)
 
 
 def transformer(width: int, layers: int, seed: int) -> Translator:

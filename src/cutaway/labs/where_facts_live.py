@@ -232,28 +232,31 @@ def _checks(outcomes: Mapping[Spot, Outcome], known: float) -> list[Check]:
     ]
 
 
+WHERE = {"subject": "主语处", "end": "句末"}
+
+
 def _verdict(outcomes: Mapping[Spot, Outcome], known: float, count: int) -> Words:
-    found, parts = best(outcomes), []
-    for matrix in ("ffn", "attention"):
-        for at in ("subject", "end"):
-            of_kind = {spot: o for spot, o in outcomes.items() if spot[1:] == (matrix, at)}
-            spot = best(of_kind)
-            parts.append((matrix, at, spot.layer, of_kind[spot]))
-    en = "; ".join(
-        f"{matrix} at the {at}, layer {layer}: {o.fact:.0%} rewritten, {o.paraphrases:.0%} in other words, "
-        f"{o.damage:.2%} of the other answers changed"
-        for matrix, at, layer, o in parts
-    )
-    where = {"subject": "主语处", "end": "句末"}
-    zh = "；".join(
-        f"{matrix} 在{where[at]}，第 {layer} 层：改写 {o.fact:.0%}，换说法 {o.paraphrases:.0%}，其他答案变了 "
-        f"{o.damage:.2%}"
-        for matrix, at, layer, o in parts
-    )
+    found = best(outcomes)
+    kinds = dict.fromkeys((matrix, at) for _, matrix, at in outcomes)
+    said = [_said(best({s: o for s, o in outcomes.items() if s[1:] == kind}), outcomes) for kind in kinds]
+    en, zh = "; ".join(words.en for words in said), "；".join(words.zh for words in said)
     return both(
-        f"Of {count} planted facts the model knows {known:.1%}. The best layer for each kind of edit: {en}. The "
-        f"cheapest place is {found.matrix} of layer {found.layer} with the key at the {found.at}, "
-        f"{outcomes[found].changed:,} numbers changed.",
-        f"埋入的 {count} 条知识，模型记住了 {known:.1%}。各种改法最好的一层：{zh}。代价最小的是第 {found.layer} 层的 "
-        f"{found.matrix}，键取自{where[found.at]}，改动 {outcomes[found].changed:,} 个数。",
+        f"Of {count} planted facts the model knows {known:.1%}. The best layer for each kind of edit: {en}. Most is "
+        f"rewritten by {found.matrix} of layer {found.layer} with the key at the {found.at}, by changing "
+        f"{outcomes[found].changed:,} numbers.",
+        f"埋入的 {count} 条知识，模型记住了 {known:.1%}。各种改法最好的一层：{zh}。改写最多的是第 {found.layer} 层的 "
+        f"{found.matrix}，键取自{WHERE[found.at]}，改动 {outcomes[found].changed:,} 个数。",
+    )
+
+
+def _said(spot: Spot, outcomes: Mapping[Spot, Outcome]) -> Words:
+    """What the best spot of a kind achieves."""
+    layer, matrix, at = spot
+    fact, paraphrases, damage, _ = outcomes[spot]
+    if fact + paraphrases == 0:
+        return both(f"{matrix} at the {at}, nothing rewritten in any layer", f"{matrix} 在{WHERE[at]}，哪层都改不动")
+    return both(
+        f"{matrix} at the {at}, layer {layer}: {fact:.0%} rewritten, {paraphrases:.0%} in other words, {damage:.2%} "
+        "of the other answers changed",
+        f"{matrix} 在{WHERE[at]}，第 {layer} 层：改写 {fact:.0%}，换说法 {paraphrases:.0%}，其他答案变了 {damage:.2%}",
     )

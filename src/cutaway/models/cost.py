@@ -21,6 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
@@ -88,8 +89,7 @@ class Cost:
         A tied head's matrix counts, the blocks ahead do not: they are for training and drafting.
         """
         tied = [part.weights for part in self.parts if part.module == "embedding.tokens" and self._tied]
-        used = (part.parameters * part.active for part in self.parts if part.use not in ("look up", "nothing"))
-        return int(sum(used)) + sum(tied)
+        return int(sum(map(used, self.parts))) + sum(tied)
 
     def read(self, tokens: int) -> float:
         """Parameters that a step of `tokens` new tokens reads: of `active`, but each expert that any of them goes to.
@@ -260,6 +260,11 @@ def width_of(dtype: str) -> int:
 def kept(a: MixerSpec) -> tuple[int, ...]:
     """Factors of how many numbers a cache keeps of a token: 2, G, K; or the width of a latent."""
     return (2, *a.cached[0]) if len(a.cached) == 2 else tuple(width for _, width in a.cached) or (0,)
+
+
+def used(part: Part) -> Fraction:
+    """Numbers of a part that one token uses: of a table for looking up, and of blocks ahead, none."""
+    return Fraction(0) if part.use in ("look up", "nothing") else part.parameters * part.active
 
 
 def anchors(a: MixerSpec) -> int:

@@ -107,8 +107,8 @@ class EditRequest(Asked):
     layer: int = Field(5, ge=0)
     matrix: Literal["ffn", "attention"] = "ffn"
     steps: int = Field(20, ge=1, le=50)
-    paraphrases: Texts = []
-    neighbors: Texts = []
+    paraphrases: Texts = Field(default_factory=list)
+    neighbors: Texts = Field(default_factory=list)
 
 
 class NeighborsRequest(Asked):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kit.mutants import (
     attention_forms,
+    budget,
     classics,
     encoders,
     experts,
@@ -35,4 +36,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *classics.MUTANTS,
     *attention_forms.MUTANTS,
     *inside.MUTANTS,
+    *budget.MUTANTS,
 )

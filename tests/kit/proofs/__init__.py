@@ -10,6 +10,7 @@ from collections.abc import Callable
 from kit.proofs import (
     ahead,
     attention_forms,
+    budget,
     classics,
     encoders,
     experts,
@@ -41,6 +42,7 @@ PROOFS: dict[str, Callable[[], object]] = {
     **classics.PROOFS,
     **attention_forms.PROOFS,
     **inside.PROOFS,
+    **budget.PROOFS,
     **ahead.PROOFS,
     **packed.PROOFS,
 }

@@ -1,0 +1,56 @@
+/** A heat map's geometry and shades, apart from how they are drawn. */
+
+export const LEVELS = 24;
+
+export interface Frame {
+  left: number;
+  top: number;
+  cellWide: number;
+  cellHigh: number;
+  upright: boolean;
+}
+
+const CHARACTER = 7;
+const clamp = (value: number, low: number, high: number) => Math.min(Math.max(value, low), high);
+const longest = (names: string[]) => Math.max(...names.map((name) => name.length)) * CHARACTER + 12;
+
+/** Square cells for square maps; cells that hold words are wide. Columns that are narrower than their names stand upright. */
+export function frame(rows: string[], columns: string[], room: number, worded: boolean): Frame {
+  const left = clamp(longest(rows), 24, 110) + 18;
+  const fitting = (room - left - 6) / columns.length;
+  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(fitting, 3, 44);
+  const upright = !worded && longest(columns) > cellWide + 8;
+  const square = rows.length === columns.length;
+  const cellHigh = worded ? 20 : square ? Math.min(cellWide, 34) : clamp(560 / rows.length, 3, 18);
+  const top = (upright ? clamp(longest(columns), 24, 96) : 22) + 20;
+  return { left, top, cellWide: square && !worded ? cellHigh : cellWide, cellHigh, upright };
+}
+
+/** Every how many names one is written, so that they do not meet. */
+export const thinned = (cell: number): number => Math.max(1, Math.ceil(13 / cell));
+
+/** -LEVELS ... LEVELS; root brings out small values. */
+export function shade(value: number, most: number, root: boolean): number {
+  const part = Math.min(1, Math.abs(value) / (most || 1));
+  return Math.sign(value) * Math.round(LEVELS * (root ? Math.sqrt(part) : part));
+}
+
+/** One path per shade that occurs: thousands of cells, a few dozen elements. */
+export function paths(values: number[][], most: number, root: boolean, at: Frame): [level: number, d: string][] {
+  const found = new Map<number, string>();
+  values.forEach((row, r) =>
+    row.forEach((value, c) => {
+      const level = shade(value, most, root);
+      if (level === 0) return;
+      const [x, y] = [at.left + c * at.cellWide, at.top + r * at.cellHigh];
+      const cell = `M${x.toFixed(1)} ${y.toFixed(1)}h${at.cellWide.toFixed(2)}v${at.cellHigh.toFixed(2)}h${(-at.cellWide).toFixed(2)}z`;
+      found.set(level, (found.get(level) ?? "") + cell);
+    }),
+  );
+  return [...found];
+}
+
+export const cut = (name: string, pixels: number): string => {
+  const room = Math.max(2, Math.floor(pixels / CHARACTER));
+  return name.length > room ? `${name.slice(0, room - 1)}…` : name;
+};
