@@ -5,7 +5,8 @@ import { translate, type Key, type Lang, type Values } from "./i18n";
 
 export type Theme = "system" | "light" | "dark";
 export type Tint = "off" | "probability" | "entropy";
-export type Page = "chat" | "model" | "labs";
+export const PAGES = ["chat", "model", "labs", "budget"] as const;
+export type Page = (typeof PAGES)[number];
 
 export const DEFAULT_SAMPLING: Sampling = {
   temperature: 0.7,
@@ -58,7 +59,7 @@ export function followPreferences(): void {
 /** #/labs/kv-cache is page "labs" with rest ["kv-cache"]. */
 function parseHash(): { page: Page; rest: string[] } {
   const [page, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
-  return { page: page === "model" || page === "labs" ? page : "chat", rest };
+  return { page: PAGES.find((known) => known === page) ?? "chat", rest };
 }
 
 export const route = $state(parseHash());

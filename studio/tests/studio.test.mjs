@@ -7,11 +7,22 @@ const { models } = await fromApi("/models");
 const { labs } = await fromApi("/labs");
 const { id } = models.find((model) => model.kind === "decoder");
 const lab = labs.find((one) => one.latest) ?? labs[0];
-const PAGES = ["#/chat", `#/model/${id}`, `#/model/${id}/budget`, `#/model/${id}/memory`, "#/labs", `#/labs/${lab.id}`];
+const PAGES = [
+  "#/chat",
+  `#/model/${id}`,
+  `#/model/${id}/budget`,
+  `#/model/${id}/memory`,
+  `#/model/${id}/inside`,
+  `#/model/${id}/inside/embeddings`,
+  "#/labs",
+  `#/labs/${lab.id}`,
+  "#/budget",
+];
 
 const settled = async (page) => {
   await page.getByText(/^(Loading …|正在加载……)$/).waitFor({ state: "detached" });
   await page.locator("main h1, main h2, main h3, main p").first().waitFor();
+  await page.locator("[aria-busy=true]").waitFor({ state: "detached" });
 };
 
 const sources = async (pattern) => {
@@ -139,6 +150,8 @@ scene("the keyboard alone is enough", {}, async (page) => {
   await page.waitForURL(/architecture/);
   await page.keyboard.press("3");
   await page.waitForURL(/#\/labs/);
+  await page.keyboard.press("4");
+  await page.waitForURL(/#\/budget/);
 });
 
 for (const colorScheme of ["light", "dark"]) {

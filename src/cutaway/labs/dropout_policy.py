@@ -41,7 +41,7 @@ class Trained(NamedTuple):
         "Should I keep dropout on when pretraining, and when fine-tuning?",
         "预训练时该不该开 dropout？微调时呢？",
     ),
-    seconds={"quick": 6, "full": 280},
+    seconds={"quick": 5, "full": 200},
 )
 def dropout_policy(
     run: Run,

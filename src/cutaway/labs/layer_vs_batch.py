@@ -44,7 +44,7 @@ class Loss(NamedTuple):
         "Batch statistics work for images; why do language models normalize each token instead?",
         "批统计量用于图像效果很好，语言模型为什么改为逐词元归一化？",
     ),
-    seconds={"quick": 3, "full": 90},
+    seconds={"quick": 3, "full": 40},
 )
 def layer_vs_batch(
     run: Run,

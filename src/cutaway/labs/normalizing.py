@@ -59,7 +59,7 @@ class Fit(NamedTuple):
         "What does a normalization layer do for optimization and for generalization?",
         "归一化层对优化和泛化各有什么作用？",
     ),
-    seconds={"quick": 4, "full": 150},
+    seconds={"quick": 4, "full": 100},
 )
 def normalizing(
     run: Run,

@@ -54,7 +54,7 @@ class Arm(NamedTuple):
         "Before or after the residual sum: how does the place of the norm change training?",
         "归一化放在残差相加之前还是之后，训练有何不同？",
     ),
-    seconds={"quick": 5, "full": 240},
+    seconds={"quick": 5, "full": 200},
 )
 def pre_vs_post(
     run: Run,

@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     "residual-path",
     title=both("The residual path and gradients", "残差通路与梯度"),
     question=both("What do skip connections do to gradients in a deep stack?", "跳跃连接对深层网络的梯度起什么作用？"),
-    seconds={"quick": 4, "full": 60},
+    seconds={"quick": 4, "full": 40},
 )
 def residual_path(
     run: Run,

@@ -51,7 +51,7 @@ class Start(NamedTuple):
         "How are attention and feed-forward weights of a Transformer usually initialized, and why scale by depth?",
         "Transformer 的注意力和前馈权重通常如何初始化？为什么要按深度缩放？",
     ),
-    seconds={"quick": 2, "full": 40},
+    seconds={"quick": 2, "full": 20},
 )
 def transformer_init(
     run: Run,

@@ -129,8 +129,9 @@ class Anatomist:
         for name in _order(module, list(parts)):
             if isinstance(module, Attention | LatentAttention | DisentangledAttention) and name == "out":
                 yield from self._question(path, module.spec)
-            if any(True for _ in parts[name].parameters()) or isinstance(parts[name], Head):
-                yield self._module(f"{path}.{name}".lstrip("."), parts[name])
+            inner = f"{path}.{name}".lstrip(".")
+            if isinstance(parts[name], Head | Embedding) or any(held.startswith(f"{inner}.") for held in self._held):
+                yield self._module(inner, parts[name])
 
     def _question(self, path: str, a: MixerSpec) -> Iterator[Node]:
         """Between the projections of attention: rotation, and what the context does with q, k and v."""
@@ -139,7 +140,7 @@ class Anatomist:
             shapes = f"q {q}, k [T, {kv}"
             yield self._node(f"{path}.rope", rotate, Role(shapes, shapes, asdict(a.rope)))
         seen, spec = pairs(a, 1, self.context - 1), self.model.spec
-        times = sum(path == f"layers.{spec.block_of(i)}.attention" for i in range(len(spec.layers))) or 1
+        times = sum(path == f"layers.{spec.block_of(i)}.attention" for i in range(len(spec.layers)))  # 0 for a source
         role = Role(f"q {q}, k and v [S, {kv}", q, {"keys": seen, "window": a.window, "causal": a.causal})
         yield self._node(f"{path}.attend", attend, role, times * 2 * (per_pair(a, True) * seen + a.per_token))
 
@@ -174,6 +175,11 @@ class Anatomist:
             yield Held(name, tuple(t.shape), dtype, t.numel(), t.nbytes, self.stored(name))
 
     @cached_property
+    def _held(self) -> frozenset[str]:
+        """Every tensor by one name: an encoder's token embedding is the decoder's."""
+        return frozenset(name for name, _ in self.model.named_parameters())
+
+    @cached_property
     def _flops(self) -> dict[str, int]:
         """Of the modules that multiply, 2 per weight; a tied head multiplies with the embedding's."""
         spec, parts = self.model.spec, self.model.cost.parts
@@ -187,6 +193,8 @@ def _order(module: nn.Module, names: list[str]) -> list[str]:
     if isinstance(module, Attention | LatentAttention | DisentangledAttention):
         early = ATTENTION if isinstance(module, LatentAttention) else ("q", "k", "v", "q_norm", "k_norm", "out")
         return [name for name in early if name in names]
+    if isinstance(module, EncoderDecoder):  # the source is read first
+        return ["encoder", *(name for name in names if name != "encoder")]
     if isinstance(module, Block):
         norm_first = module.spec.placement in ("pre", "sandwich")
         around = [(f"{p}_norm", p) if norm_first else (p, f"{p}_norm") for p in PARTS]
@@ -254,7 +262,7 @@ def _mixer(path: str, model: Stack) -> MixerSpec:
 ROLES: dict[type[nn.Module], Callable[[Any, str, Stack], Role]] = {
     Decoder: lambda m, path, model: _stack(m, f"[R, {m.spec.vocab}]"),
     EncoderDecoder: lambda m, path, model: _stack(m, f"[R, {m.spec.vocab}]"),
-    Encoder: lambda m, path, model: _stack(m, f"[B, {m.spec.width}]"),
+    Encoder: lambda m, path, model: _stack(m, f"[{'T' if path else 'B'}, {m.spec.width}]"),
     nn.ModuleList: lambda m, path, model: _rows(model.spec.width, model.spec.width, layers=len(m)),
     Block: lambda m, path, model: _rows(model.spec.width, model.spec.width, placement=m.spec.placement),
     Embedding: lambda m, path, model: Role("[T]", f"[T, {model.spec.width}]", {"scale": m.spec.scale}),

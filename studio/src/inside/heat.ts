@@ -16,14 +16,14 @@ const longest = (names: string[]) => Math.max(...names.map((name) => name.length
 
 /** Square cells for square maps; cells that hold words are wide. Columns that are narrower than their names stand upright. */
 export function frame(rows: string[], columns: string[], room: number, worded: boolean): Frame {
+  const square = rows.length === columns.length;
   const left = clamp(longest(rows), 24, 110) + 18;
   const fitting = (room - left - 6) / columns.length;
-  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(fitting, 3, 44);
+  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(fitting, 3, square ? 36 : 58);
   const upright = !worded && longest(columns) > cellWide + 8;
-  const square = rows.length === columns.length;
-  const cellHigh = worded ? 20 : square ? Math.min(cellWide, 34) : clamp(560 / rows.length, 3, 18);
-  const top = (upright ? clamp(longest(columns), 24, 96) : 22) + 20;
-  return { left, top, cellWide: square && !worded ? cellHigh : cellWide, cellHigh, upright };
+  const cellHigh = worded ? 20 : square ? cellWide : clamp(560 / rows.length, 3, 18);
+  const top = (upright ? clamp(longest(columns), 24, 140) : 22) + 20;
+  return { left, top, cellWide, cellHigh, upright };
 }
 
 /** Every how many names one is written, so that they do not meet. */

@@ -7,7 +7,7 @@ export const SHORTCUTS: { title: Key; keys: [string[], Key][] }[] = [
   {
     title: "keys.everywhere",
     keys: [
-      [["1", "2", "3"], "keys.pages"],
+      [["1", "2", "3", "4"], "keys.pages"],
       [["l"], "keys.language"],
       [["?"], "keys.help"],
     ],
@@ -41,6 +41,7 @@ const ACTIONS: Record<string, () => void> = {
   "1": () => go("chat"),
   "2": () => go("model"),
   "3": () => go("labs"),
+  "4": () => go("budget"),
   l: () => (prefs.lang = prefs.lang === "en" ? "zh" : "en"),
   t: () => (prefs.tint = nextTint[prefs.tint]),
   "/": () => document.getElementById("composer")?.focus(),
