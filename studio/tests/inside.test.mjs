@@ -99,3 +99,62 @@ scene("what the library refuses is said as it says it", { expected: /400/ }, asy
   await asked(page, "patching", () => run(page));
   await page.getByRole("alert").getByText("have different numbers of tokens").waitFor();
 });
+
+scene("rollout: an output is picked, and its flow is shown", {}, async (page) => {
+  const first = await asked(page, "rollout", () => open(page, `#/model/${id}/inside/rollout`));
+  assert.equal(first.position, first.tokens.length - 1);
+  await map(page).press("ArrowRight");
+  await map(page).press("ArrowDown");
+  const second = await asked(page, "rollout", () => map(page).press("Enter"));
+  assert.equal(second.position, 1);
+  await page.getByRole("heading", { name: "What reaches the output at 1" }).waitFor();
+});
+
+scene("patching: layers and positions of two prompts", {}, async (page) => {
+  await open(page, `#/model/${id}/inside/patching`);
+  await page.getByLabel("Clean prompt", { exact: true }).fill("In France");
+  await page.getByLabel("Corrupt prompt, of as many tokens").fill("In Poland");
+  const found = await asked(page, "patching", () => run(page));
+  assert.equal(found.effects.residual.length, layers);
+  assert.equal(found.effects.residual[0].length, found.clean_tokens.length);
+  await page.getByText("Table", { exact: true }).click();
+  assert.equal(await page.locator("figure tbody tr").count(), layers);
+});
+
+scene("an edit shows what becomes of the fact and of its neighbor", {}, async (page) => {
+  await open(page, `#/model/${id}/inside/edit`);
+  await page.getByLabel("Prompt that ends where the answer begins").fill("France is in");
+  await page.getByLabel("Subject, as it stands in the prompt").fill("France");
+  await page.getByLabel("New answer", { exact: true }).fill("Asia");
+  await page.getByLabel("Paraphrases, which should follow").fill("");
+  await page.getByLabel("Neighbors, which should not").fill("Poland is in");
+  await page.getByLabel("Steps of the search").fill("2");
+  const found = await asked(page, "edit", () => run(page));
+  assert.deepEqual(
+    found.asked.map(({ kind }) => kind),
+    ["fact", "neighbor"],
+  );
+  assert.ok(found.asked[0].after > found.asked[0].before);
+  assert.equal(await page.locator("tbody tr").count(), 2);
+});
+
+scene("embeddings in Chinese: neighbors, an analogy, a plane; an encoder has them too", { lang: "zh" }, async (page) => {
+  const near = await asked(page, "neighbors", () => open(page, `#/model/${id}/inside/embeddings`));
+  assert.equal(await page.locator("tbody tr").count(), near.neighbors.length);
+  const analogy = await asked(page, "analogy", () => page.getByText("类比", { exact: true }).click());
+  assert.equal(await page.locator("tbody tr").count(), analogy.nearest.length + analogy.with_question.length);
+  const plane = await asked(page, "plane", () => page.getByText("平面", { exact: true }).click());
+  assert.equal(await page.locator("figure circle").count(), plane.points.length);
+  assert.deepEqual(await accessibilityProblems(page), [], "plane");
+  await asked(page, "attention", () => open(page, `#/model/${encoder.id}/inside`));
+  assert.equal(await page.getByRole("radiogroup", { name: "观察方式" }).getByRole("radio").count(), 3);
+});
+
+scene("axe finds nothing serious in a map, its tip and its table", { lang: "zh", colorScheme: "dark" }, async (page) => {
+  await asked(page, "lens", () => open(page, `#/model/${id}/inside/lens`));
+  await map(page).press("ArrowRight");
+  await tip(page).waitFor();
+  assert.deepEqual(await accessibilityProblems(page), [], "map");
+  await page.getByText("表", { exact: true }).click();
+  assert.deepEqual(await accessibilityProblems(page), [], "table");
+});

@@ -85,8 +85,8 @@ def test_ablation_is_the_library_s(http: httpx.Client, models: Models, asked: di
     loaded = models["chatty"].loaded
     layers = [asked["layer"]] if "layer" in asked else None
     targets = ablation.every(loaded.model, asked["part"], layers)
-    theirs = ablation.ablate(loaded, PROMPT, targets, how=asked.get("how", "zero"), top=3)
-    assert found(http, "ablation", prompt=PROMPT, **asked) == near(asdict(theirs))
+    theirs = ablation.ablate(loaded, "Hi", targets, how=asked.get("how", "zero"), top=3)
+    assert found(http, "ablation", prompt="Hi", **asked) == near(asdict(theirs))
 
 
 def test_induction_is_the_library_s(http: httpx.Client, models: Models) -> None:

@@ -219,7 +219,9 @@ def edit(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Ends where the answer begins.")],
     subject: Annotated[str, typer.Option("--subject", help="Whom the fact is about, as it stands in the prompt.")],
     answer: Annotated[str, typer.Option("--answer", help="What the model shall say.")],
-    layer: Annotated[int, typer.Option("--layer", min=0, help="Whose matrix is changed.")] = 5,
+    layer: Annotated[
+        int | None, typer.Option("--layer", min=0, help="Whose matrix is changed; default: three tenths of the way up.")
+    ] = None,
     matrix: Annotated[Literal["ffn", "attention"], typer.Option("--matrix", help="Which output matrix.")] = "ffn",
     paraphrase: Annotated[list[str] | None, typer.Option("--paraphrase", help="Should follow; repeatable.")] = None,
     neighbor: Annotated[list[str] | None, typer.Option("--neighbor", help="Should not; repeatable.")] = None,
@@ -240,8 +242,9 @@ def edit(
     loaded, fact = _load(model), editing.Fact(prompt, subject, answer)
     reading = TEXT if text is None else _read(text)
     asked = {"paraphrases": paraphrase or [], "neighbors": neighbor or []}
+    chosen = len(loaded.model.spec.layers) * 3 // 10 if layer is None else layer
     with _progress("editing") as each:
-        after, report = editing.rewrite(loaded, fact, Place(layer, matrix), reading, **asked, each=each)  # type: ignore[arg-type]
+        after, report = editing.rewrite(loaded, fact, Place(chosen, matrix), reading, **asked, each=each)  # type: ignore[arg-type]
     if out is not None:
         save_directory(after.model, after.tokenizer, out, after.model.dtype)
         Console(stderr=True).print(f"[dim]edited model in {escape(str(out))}[/]", highlight=False, soft_wrap=True)
@@ -250,7 +253,7 @@ def edit(
             [a.kind, a.prompt, f"{a.before:.4f}", f"{a.after:.4f}", _said(a.best_before), _said(a.best_after)]
             for a in report.asked
         )
-        title = f"{matrix} {layer}: {report.changed:,} numbers, changed by {report.size:.1%} of their norm"
+        title = f"{matrix} {chosen}: {report.changed:,} numbers, changed by {report.size:.1%} of their norm"
         _table(title, ("", "prompt", "P before", "P after", "said before", "said after"), rows)
 
 

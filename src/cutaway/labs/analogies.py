@@ -82,7 +82,7 @@ class Score(NamedTuple):
         "which relations does it miss?",
         "向量加减为什么能解一些类比？在大模型的嵌入表里还成立吗？哪些关系它做不到？",
     ),
-    seconds={"quick": 2, "full": 4},
+    seconds={"quick": 3, "full": 4},
 )
 def analogies(
     run: Run,

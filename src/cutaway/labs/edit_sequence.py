@@ -49,7 +49,7 @@ Traces = dict[Part, list[list[float]]]
         "Where in the network is a single fact carried, and how many edits can one matrix take before damage adds up?",
         "一条知识由网络的哪里承载？一个矩阵能承受多少次改写，损伤才开始累积？",
     ),
-    seconds={"quick": 6, "full": 90},
+    seconds={"quick": 4, "full": 40},
 )
 def edit_sequence(
     run: Run,

@@ -93,7 +93,7 @@ Results = dict[tuple[int, str], Result]
         "Can one fact be rewritten in a trained model, and what else does that change?",
         "能在训练好的模型里只改写一条知识吗？还会牵动什么？",
     ),
-    seconds={"quick": 5, "full": 180},
+    seconds={"quick": 4, "full": 180},
 )
 def factual_edit(
     run: Run,

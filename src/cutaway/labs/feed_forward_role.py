@@ -71,7 +71,7 @@ class Learned(NamedTuple):
     question=both(
         "What breaks if I delete the feed-forward half of every block?", "把每一层的前馈部分都删掉，会坏在哪里？"
     ),
-    seconds={"quick": 5, "full": 60},
+    seconds={"quick": 4, "full": 70},
 )
 def feed_forward_role(
     run: Run,

@@ -59,7 +59,7 @@ class Agreement(NamedTuple):
         "What do the heads of a real model look at, and how concentrated are they?",
         "真实模型的注意力头在看什么，又有多集中？",
     ),
-    seconds={"quick": 5, "full": 20},
+    seconds={"quick": 5, "full": 15},
 )
 def head_views(
     run: Run,

@@ -46,7 +46,7 @@ class Losses(NamedTuple):
         "Which heads of a real model continue a pattern that they have seen, and does it fail without them?",
         "真实模型里哪些头在续写见过的模式？去掉它们还行吗？",
     ),
-    seconds={"quick": 5, "full": 60},
+    seconds={"quick": 4, "full": 25},
 )
 def induction_heads(
     run: Run,

@@ -26,7 +26,7 @@ from cutaway.weights.checkpoint import Loaded
         "What is a large language model, in one run I can inspect from string to sampled token?",
         "大语言模型到底是什么？能不能用一次可检查的运行，从字符串一直看到采样出的词元？",
     ),
-    seconds={"quick": 3, "full": 3},
+    seconds={"quick": 2, "full": 2},
 )
 def one_run(
     run: Run,

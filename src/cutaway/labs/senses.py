@@ -199,7 +199,7 @@ class Parted(NamedTuple):
         "The same word means different things in two sentences: at which layer does the model separate them?",
         "同一个词在两句话里意思不同，模型在哪一层把它们分开？",
     ),
-    seconds={"quick": 5, "full": 12},
+    seconds={"quick": 4, "full": 10},
 )
 def senses(
     run: Run,

@@ -43,7 +43,6 @@ CHINESE = {
 }
 FALSE_ALARMS = 0.01
 RESAMPLES = 500
-SPARE = 8  # tokens drawn beyond the length, as texts are split anew
 
 
 class Sizes(NamedTuple):
@@ -99,7 +98,7 @@ class Verdict(NamedTuple):
         "How much evidence do token probabilities give that a certain model and prompt wrote a text?",
         "词元概率能在多大程度上证明某段文本出自某个模型和某个提示？",
     ),
-    seconds={"quick": 10, "full": 360},
+    seconds={"quick": 10, "full": 400},
 )
 def text_attribution(
     run: Run,
@@ -109,7 +108,7 @@ def text_attribution(
     human: Annotated[
         str, Knob("a plain-text file by people; none: Python's reference", "人写的纯文本文件；不给则用 Python 参考手册")
     ] = "",
-    drawn: Annotated[int, Knob("texts per model", "每个模型的文本数", quick=5, min=2, max=1000)] = 12,
+    drawn: Annotated[int, Knob("texts per model", "每个模型的文本数", quick=5, min=2, max=1000)] = 8,
     passages: Annotated[int, Knob("passages by people", "人写段落数", quick=6, min=2, max=1000)] = 100,
     prompt: Annotated[int, Knob("tokens of each prompt", "每个提示的词元数", quick=16, min=4, max=512)] = 32,
     longest: Annotated[int, Knob("tokens of each text", "每段文本的词元数", quick=24, min=8, max=4096)] = 500,
@@ -161,9 +160,12 @@ def passages_of(tokenizer: Tokenizer, path: str, sizes: Sizes) -> tuple[list[lis
 
 
 def draws(writer: Loaded, tokenizer: Tokenizer, starts: list[list[int]], longest: int, run: Run) -> list[Written]:
-    """What a model writes after each beginning at temperature 1, in the suspected model's tokens; all go on at once."""
+    """What a model writes after each beginning at temperature 1, in the suspected model's tokens; all go on at once.
+
+    Control tokens stay in the suspected model's own texts, as it would not expect what follows if they were gone.
+    """
     engine = Engine(decoder(writer), writer.tokenizer, running=len(starts))
-    limit = longest + SPARE
+    limit = longest + longest // 4  # to be split anew, perhaps into fewer tokens
     replies = []
     for i, start in enumerate(starts):
         params = SamplingParams(max_tokens=limit, ignore_eos=True, seed=run.seed * len(starts) + i)
@@ -171,8 +173,10 @@ def draws(writer: Loaded, tokenizer: Tokenizer, starts: list[list[int]], longest
     while engine.busy:
         engine.step()
         run.report(len(replies[0].reply), limit, f"{writer.name} writes")
-    texts = [tokenizer.encode(writer.tokenizer.decode(r.reply), add_special=False)[:longest] for r in replies]
-    return [Written(start, text) for start, text in zip(starts, texts, strict=True) if len(text) == longest]
+    foreign = writer.tokenizer is not tokenizer
+    texts = [writer.tokenizer.decode(reply.reply, skip_special=foreign) for reply in replies]
+    ids = [tokenizer.encode(text, add_special=False)[:longest] for text in texts]
+    return [Written(start, text) for start, text in zip(starts, ids, strict=True) if len(text) == longest]
 
 
 # ---- scores

@@ -130,7 +130,7 @@ class Facts:
         "Which matrices hold facts, and where is the cheapest place to edit one out?",
         "哪些矩阵存着知识？要改掉一条，改哪里代价最小？",
     ),
-    seconds={"quick": 6, "full": 120},
+    seconds={"quick": 6, "full": 75},
 )
 def where_facts_live(
     run: Run,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cutaway.models.families.table import Row, Via, rows_of
+from cutaway.models.families.table import Binding, Row, Via, rows_of
 from cutaway.models.spec import Spec
 
 FLOAT32 = 1e-6  # numbers that differ by less are the same one, written by formats of different precision
@@ -141,7 +141,11 @@ class Counterpart(NamedTuple):
 def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, Counterpart]:
     """Their module -> ours, for every module that holds parameters. Experts are not told apart: the whole layer is."""
     found: dict[str, Counterpart] = {}
-    for row in rows_of(rows, spec):
+    bound = list(rows_of(rows, spec))
+    apart = _apart(bound, spec)
+    for row in bound:
+        if row.ours[0] in apart:
+            continue
         theirs, _, part = row.theirs[0].rpartition(".")
         ours = tuple(_site(name.rpartition(".")[0], spec) for name in row.ours)
         if ours[0].endswith(".ffn"):
@@ -149,6 +153,14 @@ def modules_of(rows: tuple[Row, ...], spec: Spec) -> dict[str, Counterpart]:
         elif part == "bias" or theirs not in found:  # the bias tells more, if there is one: no matrix is turned by it
             found[theirs] = Counterpart(ours, None if ours[0].startswith("embedding") else row.via)
     return found
+
+
+def _apart(bound: list[Binding], spec: Spec) -> set[str]:
+    """Parameters whose modules do more in ours than in theirs: a head that scales, caps or adds; biases by distance."""
+    at = {row.ours[0]: row.theirs[0].rpartition(".")[0] for row in bound}
+    more = spec.head is not None and (spec.head.softcap is not None or spec.head.scale != 1.0)
+    more |= at.get("head.bias", at.get("head.weight")) != at.get("head.weight")
+    return {name for name in at if "position_bias" in name or (more and name == "head.weight")}
 
 
 def _site(module: str, spec: Spec) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.errors import CutawayError
 from cutaway.models.block import positions_of
 from cutaway.models.compare import Trace, modules_of, trace
-from cutaway.models.decoder import Decoder
+from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.encoder import Encoder
 from cutaway.models.families.table import Binding, rows_of
 from cutaway.models.spec import Spec
@@ -60,7 +60,8 @@ class Ours:
         results: list[Tensor] = []
 
         def run() -> None:
-            hidden_TD = self.model(torch.tensor(ids), positions_of([len(ids)]), BlockDiagonal([len(ids)]))
+            tokens_T, lengths = torch.tensor(ids), [len(ids)]
+            hidden_TD = self.model(tokens_T, positions_of(lengths), self._context(tokens_T, lengths))
             if self.model.task is not None:
                 results.append(self.model.task(hidden_TD, [len(ids)]))
             else:
@@ -68,6 +69,12 @@ class Ours:
 
         traces = trace(self.model, run, len(ids))
         return Answer(traces, results[0])
+
+    def _context(self, tokens_T: Tensor, lengths: list[int]) -> BlockDiagonal:
+        """The sequence alone; an encoder-decoder reads it as its source, too."""
+        if not isinstance(self.model, EncoderDecoder):
+            return BlockDiagonal(lengths)
+        return BlockDiagonal(lengths, memory_MD=self.model.encode(tokens_T, lengths), sources=lengths)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,9 @@ class Witness:
 
     def _result(self, ids: list[int]) -> Tensor:
         """What it gives, in the shape of ours: transformers parts the two numbers of a span."""
-        output = self.model(torch.tensor([ids]))
+        inputs = {"input_ids": torch.tensor([ids])}
+        source = {"decoder_input_ids": inputs["input_ids"]} if self.spec.encoder else {}
+        output = self.model(**inputs, **source)
         if "start_logits" in output:
             return torch.stack([output.start_logits[0], output.end_logits[0]], -1)
         task = self.spec.task
@@ -155,7 +164,8 @@ def witness(source: str) -> Witness:
 
 def _load_theirs(transformers: Any, checkpoint: Checkpoint, path: Path) -> nn.Module:
     named = next(iter(checkpoint.config.get("architectures") or ()), "AutoModel")
-    kind = transformers.AutoModelForCausalLM if checkpoint.spec.pooling is None else getattr(transformers, named)
+    plain = checkpoint.spec.pooling is None and checkpoint.spec.encoder is None
+    kind = transformers.AutoModelForCausalLM if plain else getattr(transformers, named)
     file = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:
