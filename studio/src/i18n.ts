@@ -56,6 +56,11 @@ export const WORDS = {
   "keys.alternatives.back": ["Back to the reply", "回到回复正文"],
   "keys.alternatives.branch": ["Branch with this alternative", "以此候选另起分支"],
 
+  "keys.heat": ["In a heat map", "在热图中"],
+  "keys.heat.move": ["Read the cells", "逐格读数"],
+  "keys.heat.ends": ["First or last of the row", "行首或行末"],
+  "keys.heat.pick": ["Choose the cell, where it can be", "选定该格（如可选）"],
+
   // chat
   conversation: ["Conversation", "对话"],
   conversations: ["Conversations", "对话列表"],

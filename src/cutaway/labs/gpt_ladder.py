@@ -19,7 +19,9 @@ from cutaway.models.cost import Cost
 from cutaway.models.families import FAMILIES
 from cutaway.models.families.table import spec_of
 from cutaway.models.spec import HeadSpec, LayerSpec, PoolingSpec, Spec
+from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.embedding import EmbeddingSpec
+from cutaway.nn.feed_forward import FeedForwardSpec
 
 LENGTH, ROWS = 96, 8  # bytes of a training sequence, sequences of a step
 Change = Callable[[Spec], Spec]
@@ -49,8 +51,11 @@ def gpt2(width: int = 768, layers: int = 12, heads: int = 12, context: int = 102
 
 def original(target: Spec) -> Spec:
     """The decoder of 2017 at the sizes of `target`, reading a source of the same depth; its head is tied as there."""
-    layer = replace(target.layers[0], placement="post", ffn=replace(target.layers[0].ffn, activation="relu"))
-    both_ways = replace(layer.attention, causal=False)
+    block = target.layers[0]
+    assert isinstance(block.attention, AttentionSpec)
+    assert isinstance(block.ffn, FeedForwardSpec)
+    layer = replace(block, placement="post", ffn=replace(block.ffn, activation="relu"))
+    both_ways = replace(block.attention, causal=False)
     embedding = EmbeddingSpec(scale=target.width**0.5, sinusoidal=True)
     plain = replace(target, embedding=embedding, final_norm=None)
     reader = replace(

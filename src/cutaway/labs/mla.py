@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,11 @@ PUBLISHED = LatentSpec(HEADS, 512, HEAD_DIM, 64, HEAD_DIM, 192**-0.5, NormSpec("
 EXACT, WRONG = 1e-9, 1e-2
 ITEMS, KEYS, VALUES, FILLERS = 4, 8, 8, 16  # of the recall task
 VOCAB = KEYS * VALUES + KEYS + FILLERS
-ARMS = {"rotation": {"rope": RopeSpec()}, "ALiBi": {"rope": None, "position_bias": AlibiSpec()}, "none": {"rope": None}}
+ARMS: dict[str, dict[str, Any]] = {
+    "rotation": {"rope": RopeSpec()},
+    "ALiBi": {"rope": None, "position_bias": AlibiSpec()},
+    "none": {"rope": None},
+}
 
 
 class Cache(NamedTuple):

@@ -176,7 +176,11 @@ def draws(writer: Loaded, tokenizer: Tokenizer, starts: list[list[int]], longest
     foreign = writer.tokenizer is not tokenizer
     texts = [writer.tokenizer.decode(reply.reply, skip_special=foreign) for reply in replies]
     ids = [tokenizer.encode(text, add_special=False)[:longest] for text in texts]
-    return [Written(start, text) for start, text in zip(starts, ids, strict=True) if len(text) == longest]
+    written = [Written(start, text) for start, text in zip(starts, ids, strict=True) if len(text) == longest]
+    if len(written) < 2:
+        what = f"wrote fewer than two texts that {longest} of the suspected model's tokens can spell"
+        raise CutawayError(what, writer.name, "ask for more texts or shorter ones")
+    return written
 
 
 # ---- scores

@@ -33,6 +33,14 @@ export const SHORTCUTS: { title: Key; keys: [string[], Key][] }[] = [
       [["Esc"], "keys.alternatives.back"],
     ],
   },
+  {
+    title: "keys.heat",
+    keys: [
+      [["←", "→", "↑", "↓"], "keys.heat.move"],
+      [["Home", "End"], "keys.heat.ends"],
+      [["Enter"], "keys.heat.pick"],
+    ],
+  },
 ];
 
 const nextTint: Record<Tint, Tint> = { off: "probability", probability: "entropy", entropy: "off" };
