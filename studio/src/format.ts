@@ -12,6 +12,8 @@ const scaled = (n: number, base: number, units: string[]): string => {
 
 export const compact = (n: number): string => scaled(n, 1000, ["", "k", "M", "B", "T"]);
 export const bytes = (n: number): string => scaled(n, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]);
+/** As makers of hardware state it, in powers of 1000. */
+export const capacity = (n: number): string => scaled(n, 1000, ["B", "kB", "MB", "GB", "TB"]);
 export const flops = (n: number): string => scaled(n, 1000, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"]);
 
 /** A share or probability: three figures, down to a floor that still says "not zero". */

@@ -19,7 +19,7 @@ export function frame(rows: string[], columns: string[], room: number, worded: b
   const square = rows.length === columns.length;
   const left = clamp(longest(rows), 24, 110) + 18;
   const fitting = (room - left - 6) / columns.length;
-  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(fitting, 3, square ? 36 : 58);
+  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(square ? Math.min(fitting, 480 / rows.length) : fitting, 3, square ? 36 : 58);
   const upright = !worded && longest(columns) > cellWide + 8;
   const cellHigh = worded ? 20 : square ? cellWide : clamp(560 / rows.length, 3, 18);
   const top = (upright ? clamp(longest(columns), 24, 140) : 22) + 20;
