@@ -1,5 +1,7 @@
 /** Numbers as people read them. Digits are grouped the same way in both languages. */
 
+import type { Cell } from "./api";
+
 const grouped = new Intl.NumberFormat("en-US", { maximumFractionDigits: 2 });
 
 export const count = (n: number): string => grouped.format(n);
@@ -43,8 +45,6 @@ export const measure = (n: number): string => {
 /** A token as it can be shown on one line: spaces and line ends made visible. */
 export const visible = (token: { text: string; display?: string }): string =>
   (token.display ?? token.text).replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ | $/g, "␣");
-
-type Cell = string | number | boolean | null;
 
 const quoted = (cell: Cell): string => {
   const text = String(cell ?? "");

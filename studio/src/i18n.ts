@@ -443,7 +443,7 @@ export const WORDS = {
   ],
   "inside.induction.map": ["Induction score of each head", "每个头的归纳得分"],
   "inside.patching.text": [
-    "The model reads the corrupt prompt, but one activation comes from the clean one. 1: the answer swings over wholly.",
+    "The model reads the corrupt prompt, but one activation comes from the clean one. 1: the answer swings over.",
     "模型读的是干扰提示词，但其中一个激活取自原提示词。1 表示答案完全转向原答案。",
   ],
   "inside.clean": ["Clean prompt", "原提示词"],
@@ -472,7 +472,7 @@ export const WORDS = {
   "inside.edit.neighbors": ["Neighbors, which should not", "相邻事实，不应改变"],
   "inside.edit.lines": ["One to a line.", "每行一条。"],
   "inside.edit.size": [
-    "Layer {layer}: {changed} numbers changed by {size} of their norm; loss of the new answer {first} → {last} in {steps} steps.",
+    "Layer {layer}: {changed} numbers changed by {size} of their norm; loss {first} → {last} in {steps} steps.",
     "第 {layer} 层：{changed} 个数改变了其范数的 {size}；新答案的损失经 {steps} 步由 {first} 降到 {last}。",
   ],
   "inside.edit.kind": ["Kind", "类别"],
@@ -498,7 +498,10 @@ export const WORDS = {
     "减去全体均值之后，嵌入方向最接近的词元。",
   ],
   "inside.neighbors.title": ["Closest to “{word}”", "与“{word}”最接近"],
-  "inside.analogy.text": ["A is to B as C is to what? The row closest to B − A + C.", "A 之于 B，如同 C 之于什么？取最接近 B − A + C 的一行。"],
+  "inside.analogy.text": [
+    "A is to B as C is to what? The row closest to B − A + C.",
+    "A 之于 B，如同 C 之于什么？取最接近 B − A + C 的一行。",
+  ],
   "inside.analogy.a": ["A", "A"],
   "inside.analogy.b": ["is to B", "之于 B"],
   "inside.analogy.c": ["as C is to …", "如同 C 之于……"],

@@ -13,7 +13,8 @@ const tip = (page) => page.locator("figure .tip");
 
 /** The whole answer of the view that `act` asks for: what a stream ends with, however quick it was. */
 async function asked(page, view, act) {
-  const answering = page.waitForResponse((response) => response.url().endsWith(`/inside/${view}`), { timeout: 120_000 });
+  const ours = (response) => response.url().endsWith(`/inside/${view}`);
+  const answering = page.waitForResponse(ours, { timeout: 120_000 });
   await act();
   const answer = await answering;
   await answer.finished();
@@ -55,7 +56,7 @@ scene("attention: a map of tokens, a head by the keyboard, a table and files", {
   assert.equal(await page.locator("figure").first().locator("thead th").count(), tokens + 1);
 });
 
-scene("the lens writes the best token into every cell, and the last row is the model's choice", {}, async (page) => {
+scene("the lens writes the best token into every cell; axe agrees", { colorScheme: "dark" }, async (page) => {
   const lens = await asked(page, "lens", () => open(page, `#/model/${id}/inside/lens`));
   assert.equal(await page.locator("figure text.word").count(), (layers + 1) * lens.tokens.length);
   const last = await page.locator("figure text.word").last().textContent();
@@ -64,25 +65,23 @@ scene("the lens writes the best token into every cell, and the last row is the m
   await map(page).press("PageDown");
   await map(page).press("End");
   assert.ok((await tip(page).innerText()).includes(lens.final.at(-1).token));
+  assert.deepEqual(await accessibilityProblems(page), [], "map");
+  await page.getByText("Table", { exact: true }).click();
+  assert.deepEqual(await accessibilityProblems(page), [], "table");
 });
 
-scene("ablation: heads of one layer, with what it does to the loss", {}, async (page) => {
+scene("ablation: a long look is cancelled; heads of one layer, with what it does to the loss", {}, async (page) => {
   await open(page, `#/model/${id}/inside/ablation`);
+  await run(page);
+  await page.getByRole("button", { name: "Cancel" }).click();
+  await page.getByRole("button", { name: "Run", exact: true }).waitFor();
+  await page.getByText("Not asked yet.").waitFor();
   await page.getByLabel("Layer", { exact: true }).selectOption(String(layers - 1));
   const found = await asked(page, "ablation", () => run(page));
   assert.ok(found.effects.length > 1 && found.effects.every(({ layer }) => layer === layers - 1));
   await page.getByText("Table", { exact: true }).click();
   assert.equal(await page.locator("figure tbody td").count(), found.effects.length);
   await page.getByText("The whole model: loss").waitFor();
-});
-
-scene("a long look can be cancelled", {}, async (page) => {
-  await open(page, `#/model/${id}/inside/ablation`);
-  await page.getByLabel("Part", { exact: true }).selectOption("neurons");
-  await run(page);
-  await page.getByRole("button", { name: "Cancel" }).click();
-  await page.getByRole("button", { name: "Run", exact: true }).waitFor();
-  await page.getByText("Not asked yet.").waitFor();
 });
 
 scene("induction: a score for every head", {}, async (page) => {
@@ -138,7 +137,7 @@ scene("an edit shows what becomes of the fact and of its neighbor", {}, async (p
   assert.equal(await page.locator("tbody tr").count(), 2);
 });
 
-scene("embeddings in Chinese: neighbors, an analogy, a plane; an encoder has them too", { lang: "zh" }, async (page) => {
+scene("embeddings in Chinese: neighbors, an analogy, a plane; of an encoder too", { lang: "zh" }, async (page) => {
   const near = await asked(page, "neighbors", () => open(page, `#/model/${id}/inside/embeddings`));
   assert.equal(await page.locator("tbody tr").count(), near.neighbors.length);
   const analogy = await asked(page, "analogy", () => page.getByText("类比", { exact: true }).click());
@@ -148,13 +147,4 @@ scene("embeddings in Chinese: neighbors, an analogy, a plane; an encoder has the
   assert.deepEqual(await accessibilityProblems(page), [], "plane");
   await asked(page, "attention", () => open(page, `#/model/${encoder.id}/inside`));
   assert.equal(await page.getByRole("radiogroup", { name: "观察方式" }).getByRole("radio").count(), 3);
-});
-
-scene("axe finds nothing serious in a map, its tip and its table", { lang: "zh", colorScheme: "dark" }, async (page) => {
-  await asked(page, "lens", () => open(page, `#/model/${id}/inside/lens`));
-  await map(page).press("ArrowRight");
-  await tip(page).waitFor();
-  assert.deepEqual(await accessibilityProblems(page), [], "map");
-  await page.getByText("表", { exact: true }).click();
-  assert.deepEqual(await accessibilityProblems(page), [], "table");
 });

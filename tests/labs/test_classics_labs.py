@@ -200,7 +200,7 @@ def test_jobs_ask_for_what_they_hide():
 
 @pytest.mark.parametrize("way", ["at_once", "refilled", "written"])
 def test_who_knows_the_continuation_makes_sentences_in_every_way(way):
-    begun = [e for e in (three_families.example(2, random.Random(i)) for i in range(30)) if len(e.source) > 4]
+    begun = [e for e in (three_families.continuation(random.Random(i)) for i in range(30)) if len(e.source) > 4]
     assert len({tuple(e.source) for e in begun}) == len(begun)
     whole = {(*e.source, *e.target): [*e.source, *e.target] for e in begun}
 

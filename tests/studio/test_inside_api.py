@@ -12,12 +12,12 @@ import torch
 
 from cutaway.inside import ablation, attention, editing, geometry, induction, lens, patching
 from cutaway.inside.rome import Place, Search
-from cutaway.labs.subject import TEXT
 from cutaway.serve.app import Models
 from cutaway.studio import inside
 from studio.test_api import API, items
 
 PROMPT = "Hello you"
+TEXT = "Hello you and me, hi there. " * 4
 
 
 def post(http: httpx.Client, view: str, **body: Any) -> httpx.Response:
@@ -100,7 +100,10 @@ def test_patching_is_the_library_s(http: httpx.Client, models: Models) -> None:
     assert ours == near(asdict(theirs))
 
 
-def test_an_edit_is_the_library_s_and_leaves_the_served_model_as_it_was(http: httpx.Client, models: Models) -> None:
+def test_an_edit_is_the_library_s_and_leaves_the_served_model_as_it_was(
+    http: httpx.Client, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "TEXT", TEXT)
     loaded = models["chatty"].loaded
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     fact, place = editing.Fact("Hello you", "Hello", "b"), Place(1)

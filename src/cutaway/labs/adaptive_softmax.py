@@ -43,7 +43,7 @@ class Cost(NamedTuple):
         "How does a frequency-split output layer save work, and is it still a proper distribution?",
         "按词频拆分的输出层如何省计算？它还是一个正常的概率分布吗？",
     ),
-    seconds={"quick": 3, "full": 40},
+    seconds={"quick": 1, "full": 25},
 )
 def adaptive_softmax(
     run: Run,

@@ -43,7 +43,7 @@ class Chain(NamedTuple):
         "Why did adversarial training never become the way to generate text?",
         "为什么对抗训练没有成为生成文本的办法？",
     ),
-    seconds={"quick": 6, "full": 60},
+    seconds={"quick": 4, "full": 80},
 )
 def adversarial_text(
     run: Run,

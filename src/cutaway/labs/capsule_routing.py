@@ -63,7 +63,7 @@ class Text(NamedTuple):
         "Could capsule networks be combined with a language model, and what would routing by agreement add?",
         "胶囊网络能与语言模型结合吗？协议路由会带来什么？",
     ),
-    seconds={"quick": 8, "full": 90},
+    seconds={"quick": 4, "full": 35},
 )
 def capsule_routing(
     run: Run,

@@ -51,7 +51,7 @@ class Row(NamedTuple):
         "Why is cross-entropy the training loss, and what should it read before any learning?",
         "为什么用交叉熵做训练损失？什么都没学之前它应该是多少？",
     ),
-    seconds={"quick": 2, "full": 30},
+    seconds={"quick": 1, "full": 45},
 )
 def cross_entropy_lab(
     run: Run,

@@ -49,7 +49,7 @@ class Row(NamedTuple):
         "What does KL divergence measure, why does its direction matter, and where does it appear in language models?",
         "KL 散度度量什么？方向为何要紧？它在语言模型的哪些地方出现？",
     ),
-    seconds={"quick": 3, "full": 10},
+    seconds={"quick": 3, "full": 6},
 )
 def kl(
     run: Run,

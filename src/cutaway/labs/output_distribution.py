@@ -45,7 +45,7 @@ PIECE = 256  # tokens per sequence
         "What statistical model sits behind the logits, and what can it not express?",
         "logits 背后是什么统计模型？它表达不了什么？",
     ),
-    seconds={"quick": 6, "full": 60},
+    seconds={"quick": 6, "full": 25},
 )
 def output_distribution(
     run: Run,

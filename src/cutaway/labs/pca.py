@@ -93,7 +93,7 @@ class Kept(NamedTuple):
         "What do eigenvalues tell me about reducing the dimension of embeddings?",
         "要给嵌入降维，特征值能告诉我什么？",
     ),
-    seconds={"quick": 4, "full": 20},
+    seconds={"quick": 2, "full": 8},
 )
 def pca(
     run: Run,

@@ -95,7 +95,7 @@ class Score(NamedTuple):
         "What does perplexity mean, when are two values comparable, and does a better one mean a better task score?",
         "困惑度是什么意思？何时可以比较？更低的困惑度意味着任务做得更好吗？",
     ),
-    seconds={"quick": 10, "full": 150},
+    seconds={"quick": 8, "full": 110},
 )
 def perplexity(
     run: Run,

@@ -50,7 +50,7 @@ EXAMPLES, FEATURES = 256, 8
         "What is the slope of ReLU, why did it help deep nets, and what are dead units?",
         "ReLU 的导数是什么？它为什么帮到深层网络？什么是死亡单元？",
     ),
-    seconds={"quick": 3, "full": 30},
+    seconds={"quick": 2, "full": 50},
 )
 def relu_gradient(
     run: Run,

@@ -33,7 +33,7 @@ SIZES = (64, 256, 1024, 4096, 16_384, 49_152)
         "What is the Jacobian of the softmax, and how does backpropagation use it without building it?",
         "softmax 的雅可比矩阵是什么？反向传播如何不构造它就用上它？",
     ),
-    seconds={"quick": 1, "full": 5},
+    seconds={"quick": 1, "full": 2},
 )
 def softmax_jacobian(
     run: Run,

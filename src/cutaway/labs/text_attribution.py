@@ -98,7 +98,7 @@ class Verdict(NamedTuple):
         "How much evidence do token probabilities give that a certain model and prompt wrote a text?",
         "词元概率能在多大程度上证明某段文本出自某个模型和某个提示？",
     ),
-    seconds={"quick": 10, "full": 400},
+    seconds={"quick": 8, "full": 400},
 )
 def text_attribution(
     run: Run,

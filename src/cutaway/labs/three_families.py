@@ -37,16 +37,15 @@ LETTERS, LABELS = 8, 4  # letters to reverse, labels
 FIRST_LETTER = len(grammar.WORDS)
 FIRST_LABEL = FIRST_LETTER + LETTERS
 MASK, GAP, END, FIRST_TASK = range(FIRST_LABEL + LABELS, FIRST_LABEL + LABELS + 4)
-JOBS = ("infilling", "labelling", "continuation", "transduction")
-VOCAB = FIRST_TASK + len(JOBS)
+VOCAB = FIRST_TASK + 4
 FAMILIES = ENCODER, DECODER, PAIR = "encoder-only", "decoder-only", "encoder-decoder"
 TESTED, LONGEST = 200, 24  # examples per job; words of a continuation at most
 
 
 class Example(NamedTuple):
-    """job: index in `JOBS`. source, target: tokens."""
+    """job: one of `JOBS`. source, target: tokens."""
 
-    job: int
+    job: str
     source: list[int]
     target: list[int]
 
@@ -99,7 +98,9 @@ def three_families(
     run: Run,
     *,
     size: Annotated[int, Knob("parameters of each model", "每个模型的参数量", quick=40_000, min=20_000)] = 1_000_000,
-    layers: Annotated[int, Knob("blocks, an even number", "层数，偶数", quick=2, min=2, max=16)] = 4,
+    layers: Annotated[
+        int, Knob("blocks on either side of the pair", "编码器—解码器每侧的层数", quick=1, min=1, max=8)
+    ] = 2,
     steps: Annotated[int, Knob("training steps", "训练步数", quick=70, min=2, max=10**5)] = 400,
     each: Annotated[int, Knob("examples of each job per step", "每步每个任务的例子数", quick=8, min=1, max=256)] = 16,
     rate: Annotated[float, Knob("of learning", "学习率", quick=0.006, min=1e-5, max=0.1)] = 0.002,
@@ -115,55 +116,70 @@ def three_families(
 # ---- jobs
 
 
-def example(job: int, source: random.Random) -> Example:
-    """One example of a job."""
-    if job == 3:
-        letters = [FIRST_LETTER + source.randrange(LETTERS) for _ in range(source.randint(3, 8))]
-        return Example(job, letters, letters[::-1])
-    words = grammar.sentence(source).tokens
-    if job == 0:
-        at = source.randrange(len(words) - 1)
-        return Example(job, [*words[:at], MASK, *words[at + 1 :]], [words[at]])
-    if job == 1:
-        return Example(job, words, [FIRST_LABEL + min(grammar.plurals(words), LABELS - 1)])
-    cut = source.randrange(1, len(words) - 1)
-    return Example(job, words[:cut], words[cut:])
+def infilling(chance: random.Random) -> Example:
+    """A word hidden in a sentence."""
+    words = grammar.sentence(chance).tokens
+    at = chance.randrange(len(words) - 1)
+    return Example("infilling", [*words[:at], MASK, *words[at + 1 :]], [words[at]])
 
 
-def examples(each: int, source: random.Random) -> list[Example]:
+def labelling(chance: random.Random) -> Example:
+    """How many nouns are plural: 0, 1, 2, or more."""
+    words = grammar.sentence(chance).tokens
+    return Example("labelling", words, [FIRST_LABEL + min(grammar.plurals(words), LABELS - 1)])
+
+
+def continuation(chance: random.Random) -> Example:
+    """A sentence cut in two."""
+    words = grammar.sentence(chance).tokens
+    cut = chance.randrange(1, len(words) - 1)
+    return Example("continuation", words[:cut], words[cut:])
+
+
+def transduction(chance: random.Random) -> Example:
+    """Letters in reverse."""
+    letters = [FIRST_LETTER + chance.randrange(LETTERS) for _ in range(chance.randint(3, 8))]
+    return Example("transduction", letters, letters[::-1])
+
+
+JOBS = (infilling, labelling, continuation, transduction)
+MARK = {job.__name__: FIRST_TASK + i for i, job in enumerate(JOBS)}
+
+
+def examples(each: int, chance: random.Random) -> list[Example]:
     """`each` of every job, job after job."""
-    return [example(job, source) for job in range(len(JOBS)) for _ in range(each)]
+    return [job(chance) for job in JOBS for _ in range(each)]
 
 
 # ---- families
 
 
 def families(layers: int) -> list[Family]:
-    """Encoder, decoder, and a pair with half of the blocks on either side."""
+    """Encoder, decoder, and a pair with half as many blocks on either side."""
     return [
-        Family(ENCODER, lambda width: seeing(positioned(VOCAB, width, layers)), fill_in, ends=False),
-        Family(DECODER, lambda width: positioned(VOCAB, width, layers), go_on, ends=True),
-        Family(PAIR, lambda width: pair_spec(VOCAB, width, layers // 2, END), answer, ends=True),
+        Family(ENCODER, lambda width: seeing(positioned(VOCAB, width, 2 * layers)), fill_in, ends=False),
+        Family(DECODER, lambda width: positioned(VOCAB, width, 2 * layers), go_on, ends=True),
+        Family(PAIR, lambda width: pair_spec(VOCAB, width, layers, END), answer, ends=True),
     ]
 
 
 def fill_in(model: Stack, asked: Sequence[Example]) -> list[Tensor]:
     """Marked places: where a word is hidden, else behind the source, as many as the target has words."""
-    hidden = [e.source.index(MASK) if e.job == 0 else len(e.source) + 1 for e in asked]
-    rows = [[FIRST_TASK + e.job, *e.source, *([] if e.job == 0 else [GAP, *[MASK] * len(e.target)])] for e in asked]
-    said = _read(model, rows)
-    return [row[1 + at : 1 + at + len(e.target)] for row, at, e in zip(said, hidden, asked, strict=True)]
+    texts = [e.source if MASK in e.source else [*e.source, GAP, *[MASK] * len(e.target)] for e in asked]
+    said = _read(model, [[MARK[e.job], *text] for e, text in zip(asked, texts, strict=True)])
+    first = [1 + text.index(MASK) for text in texts]
+    return [row[at : at + len(e.target)] for row, at, e in zip(said, first, asked, strict=True)]
 
 
 def go_on(model: Stack, asked: Sequence[Example]) -> list[Tensor]:
     """The target behind the source, each word said by the place before it."""
-    rows = [[FIRST_TASK + e.job, *e.source, GAP, *e.target] for e in asked]
+    rows = [[MARK[e.job], *e.source, GAP, *e.target] for e in asked]
     return [row[-len(e.target) - 1 :] for row, e in zip(_read(model, rows), asked, strict=True)]
 
 
 def answer(model: Stack, asked: Sequence[Example]) -> list[Tensor]:
     """The source to the encoder, the target to the decoder."""
-    sources = [torch.tensor([FIRST_TASK + e.job, *e.source]) for e in asked]
+    sources = [torch.tensor([MARK[e.job], *e.source]) for e in asked]
     targets = [torch.tensor([END, *e.target]) for e in asked]
     logits_TV = across(cast(EncoderDecoder, model), sources, targets)
     return [*logits_TV.split([len(target) for target in targets])]
@@ -181,11 +197,11 @@ def _read(model: Stack, rows: list[list[int]]) -> list[Tensor]:
 
 def measured(family: Family, width: int, plan: Plan, seed: int, run: Run) -> Scores:
     """A model that has seen all four jobs, each counting as much as the others."""
-    model, source, seen = drawn(family.spec(width), seed), random.Random(seed), 0
+    model, chance, seen = drawn(family.spec(width), seed), random.Random(seed), 0
 
     def loss(generator: torch.Generator) -> Tensor:
         nonlocal seen
-        asked = examples(plan.each, source)
+        asked = examples(plan.each, chance)
         seen += sum(len(e.source) + len(e.target) for e in asked)
         return torch.stack([cost.mean() for cost in costs_of(family, model, asked)]).mean()
 
@@ -219,7 +235,7 @@ def scored(family: Family, model: Stack, seen: int) -> Scores:
     costs = [cost[: len(e.target)] for cost, e in zip(costs_of(family, model, asked), asked, strict=True)]
     said = [rows.argmax(-1)[: len(e.target)] for rows, e in zip(family.logits(model, asked), asked, strict=True)]
     exact = [words.tolist() == e.target for words, e in zip(said, asked, strict=True)]
-    of = {job: slice(i * TESTED, (i + 1) * TESTED) for i, job in enumerate(JOBS)}
+    of = {job: slice(i * TESTED, (i + 1) * TESTED) for i, job in enumerate(MARK)}
     begun, generator = asked[of["continuation"]], torch.Generator().manual_seed(0)
     return Scores(
         infilling=float(torch.cat(costs[of["infilling"]]).mean()),

@@ -14,14 +14,15 @@ const CHARACTER = 7;
 const clamp = (value: number, low: number, high: number) => Math.min(Math.max(value, low), high);
 const longest = (names: string[]) => Math.max(...names.map((name) => name.length)) * CHARACTER + 12;
 
-/** Square cells for square maps; cells that hold words are wide. Columns that are narrower than their names stand upright. */
+/** Square cells for square maps; cells that hold words are wide. Names wider than their columns stand upright. */
 export function frame(rows: string[], columns: string[], room: number, worded: boolean): Frame {
   const square = rows.length === columns.length;
   const left = clamp(longest(rows), 24, 110) + 18;
-  const fitting = (room - left - 6) / columns.length;
-  const cellWide = worded ? clamp(fitting, 70, 130) : clamp(square ? Math.min(fitting, 480 / rows.length) : fitting, 3, square ? 36 : 58);
+  const fitting = Math.floor((room - left - 6) / columns.length);
+  const narrow = square ? clamp(Math.min(fitting, Math.floor(480 / rows.length)), 3, 36) : clamp(fitting, 3, 58);
+  const cellWide = worded ? clamp(fitting, 70, 130) : narrow;
   const upright = !worded && longest(columns) > cellWide + 8;
-  const cellHigh = worded ? 20 : square ? cellWide : clamp(560 / rows.length, 3, 18);
+  const cellHigh = worded ? 20 : square ? cellWide : clamp(Math.floor(560 / rows.length), 3, 18);
   const top = (upright ? clamp(longest(columns), 24, 140) : 22) + 20;
   return { left, top, cellWide, cellHigh, upright };
 }
@@ -43,7 +44,7 @@ export function paths(values: number[][], most: number, root: boolean, at: Frame
       const level = shade(value, most, root);
       if (level === 0) return;
       const [x, y] = [at.left + c * at.cellWide, at.top + r * at.cellHigh];
-      const cell = `M${x.toFixed(1)} ${y.toFixed(1)}h${at.cellWide.toFixed(2)}v${at.cellHigh.toFixed(2)}h${(-at.cellWide).toFixed(2)}z`;
+      const cell = `M${x} ${y}h${at.cellWide}v${at.cellHigh}h${-at.cellWide}z`;
       found.set(level, (found.get(level) ?? "") + cell);
     }),
   );
