@@ -41,7 +41,9 @@ def list_labs(as_json: Json = False, language: InLanguage = Language.en) -> None
     if as_json:
         typer.echo(json.dumps({"labs": [lab.describe() for lab in LABS.values()]}, ensure_ascii=False))
         return
-    table = Table("id", "question", "knobs", "quick", "full", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("id", "question", "knobs", "quick", "full"):
+        table.add_column(title, no_wrap=title in ("id", "quick", "full"))
     for lab in LABS.values():
         times = (f"{lab.seconds[profile]:,.0f} s" for profile in ("quick", "full"))
         table.add_row(lab.id, lab.question.model_dump()[language], ", ".join(lab.settings), *times)

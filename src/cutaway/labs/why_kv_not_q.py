@@ -28,7 +28,7 @@ from cutaway.labs.lab import Run, lab
 from cutaway.labs.subject import MODEL, Cached, decoder, reading, subject
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
-from cutaway.nn.attention import Question, attention_weights
+from cutaway.nn.attention import BlockDiagonal, Question, attention_weights
 
 Memory = dict[str, list[Tensor]]
 """q, k and v of the tokens so far: per name and layer [T, heads, K]."""
@@ -80,13 +80,14 @@ def why_kv_not_q(
     )
 
 
-class Grid:
-    """The context of a step that remembers q, k and v and lets every query ask again, as without a cache.
+class Grid(BlockDiagonal):
+    """The context of one sequence that remembers q, k and v and lets every query ask again, as without a cache.
 
     Memory passes through `change` before it is read. `fresh` collects the memory after the step.
     """
 
-    def __init__(self, memory: Memory, change: Change) -> None:
+    def __init__(self, length: int, memory: Memory, change: Change) -> None:
+        super().__init__([length])
         self.memory, self.change = memory, change
         self.fresh: Memory = {"q": [], "k": [], "v": []}
 
@@ -134,7 +135,7 @@ def noised(which: str, position: int, noise: torch.Generator) -> Change:
 def step(model: Decoder, tokens_T: Tensor, memory: Memory, change: Change = keep) -> tuple[Tensor, Memory]:
     """Compute T new tokens after those remembered: logits_V of the next, and the memory with the new ones."""
     start = len(memory["k"][0]) if memory else 0
-    context = Grid(memory, change)
+    context = Grid(len(tokens_T), memory, change)
     hidden_TD = model(tokens_T, torch.arange(start, start + len(tokens_T)), context)
     return model.logits(hidden_TD[-1:])[0], context.fresh
 
