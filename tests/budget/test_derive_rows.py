@@ -21,8 +21,10 @@ from cutaway.budget import counting, roofline, running, shape, training
 from cutaway.budget.chips import CHIPS
 from cutaway.budget.figures import Figure, evaluate, named
 from cutaway.budget.published import PUBLISHED, spec_named
-from cutaway.labs import cross_entropy, flash_traffic, init_scale, residual_path, rms_vs_layer, softmax_jacobian, sqrt_d
-from cutaway.labs.perplexity import Score
+from cutaway.labs.attention import flash_traffic, sqrt_d
+from cutaway.labs.norm import init_scale, residual_path, rms_vs_layer
+from cutaway.labs.theory import cross_entropy, softmax_jacobian
+from cutaway.labs.theory.perplexity import Score
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.nn.adaptive_softmax import AdaptiveSoftmax

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutaway.errors import CutawayError
-from cutaway.labs import (
+from cutaway.labs.attention import (
     attention_cost,
     causal_mask,
     flash_traffic,
@@ -18,7 +18,7 @@ from cutaway.labs import (
     online_softmax,
     window_and_sinks,
 )
-from cutaway.labs import softmax_choice as choice
+from cutaway.labs.attention import softmax_choice as choice
 from cutaway.labs.lab import Run
 from cutaway.labs.memory import peak_bytes
 from cutaway.labs.training import fresh, small_spec

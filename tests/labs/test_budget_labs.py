@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cutaway.budget.published import PUBLISHED
-from cutaway.labs import depth_width, experts_counted, gpt_generations, model_map
+from cutaway.labs.arch import depth_width, gpt_generations, model_map
 from cutaway.labs.catalogue import LABS
+from cutaway.labs.moe import experts_counted
 from cutaway.models.cost import Cost
 
 

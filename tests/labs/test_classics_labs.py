@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from cutaway.classics.recurrent import RecurrentLM, RecurrentSpec
 from cutaway.classics.seq2seq import Seq2Seq
-from cutaway.labs import (
-    generative_vs_discriminative,
-    grammar,
-    long_range,
-    ngram_vs_neural,
-    older_models,
-    sequence_to_sequence,
-    three_families,
-)
+from cutaway.labs import grammar, older_models
+from cutaway.labs.arch import long_range, sequence_to_sequence, three_families
 from cutaway.labs.lab import Run
+from cutaway.labs.theory import generative_vs_discriminative, ngram_vs_neural
 
 # ---- the grammar
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.labs.dynamic_masking import ROWS as READ
-from cutaway.labs.dynamic_masking import different, masker, shuffled, texts_of
-from cutaway.labs.encoder_vs_decoder import FILLERS, GAP, ROWS, gap_batch
+from cutaway.labs.arch.dynamic_masking import ROWS as READ
+from cutaway.labs.arch.dynamic_masking import different, masker, shuffled, texts_of
+from cutaway.labs.arch.encoder_vs_decoder import FILLERS, GAP, ROWS, gap_batch
 from cutaway.labs.training import IGNORED
 
 

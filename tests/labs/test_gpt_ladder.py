@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from itertools import pairwise
 
-from cutaway.labs.gpt_ladder import gpt2, rungs
+from cutaway.labs.arch.gpt_ladder import gpt2, rungs
 from cutaway.models.families.table import spec_of
 from kit import twins
 

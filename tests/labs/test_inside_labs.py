@@ -10,7 +10,7 @@ import torch
 from cutaway.errors import CutawayError
 from cutaway.inside.rome import Place
 from cutaway.inside.sites import run
-from cutaway.labs import (
+from cutaway.labs.inside import (
     analogies,
     edit_sequence,
     factual_edit,

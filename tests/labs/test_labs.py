@@ -15,15 +15,17 @@ import torch.nn.functional as F
 
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
-from cutaway.labs import kv_cache, rms_vs_layer, sampling, sqrt_d, why_kv_not_q
+from cutaway.labs.arch.where_parameters import by_group
+from cutaway.labs.attention import sqrt_d, why_kv_not_q
 from cutaway.labs.catalogue import LABS, find
+from cutaway.labs.engine import kv_cache, sampling
 from cutaway.labs.evidence import Evidence
 from cutaway.labs.lab import Run
+from cutaway.labs.norm import rms_vs_layer
 from cutaway.labs.statistics import chi_square, growth, summed
 from cutaway.labs.subject import last_logits, logits_of
 from cutaway.labs.timing import interleaved
 from cutaway.labs.training import small_spec
-from cutaway.labs.where_parameters import by_group
 from cutaway.models.build import build
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cutaway.errors import CutawayError
-from cutaway.labs import (
+from cutaway.labs.lab import Run
+from cutaway.labs.norm import (
     dropout,
     dropout_policy,
     init_scale,
@@ -19,7 +20,6 @@ from cutaway.labs import (
     residual_path,
     transformer_init,
 )
-from cutaway.labs.lab import Run
 from cutaway.labs.training import Batch, prose, small_spec
 from cutaway.models.decoder import Decoder
 

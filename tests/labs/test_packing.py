@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cutaway.labs import packing
+from cutaway.labs.attention import packing
 from cutaway.labs.lab import Run
 from cutaway.labs.training import IGNORED
 from kit.proofs.attention_forms import PROOFS

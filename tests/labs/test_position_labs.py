@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from cutaway.labs.lab import Run
-from cutaway.labs.rope_extrapolation import Scores, unfinished
-from cutaway.labs.rope_scaling import frequencies, scaling
-from cutaway.labs.rotary import layouts
-from cutaway.labs.sinusoids import shift_error, waves
+from cutaway.labs.position.rope_extrapolation import Scores, unfinished
+from cutaway.labs.position.rope_scaling import frequencies, scaling
+from cutaway.labs.position.rotary import layouts
+from cutaway.labs.position.sinusoids import shift_error, waves
 from cutaway.nn.attention import Question
 from cutaway.nn.positions import RopeSpec, rope_frequencies, sinusoids
 

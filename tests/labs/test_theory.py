@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from scipy import stats
 
 from cutaway.errors import CutawayError
-from cutaway.labs import (
-    adaptive_softmax,
+from cutaway.labs.arch import adaptive_softmax, capsule_routing
+from cutaway.labs.catalogue import find
+from cutaway.labs.lab import Run
+from cutaway.labs.memory import peak_bytes
+from cutaway.labs.subject import logits_of, loss_of
+from cutaway.labs.theory import (
     adversarial_text,
-    capsule_routing,
     cross_entropy,
     kl,
     output_distribution,
@@ -27,10 +30,6 @@ from cutaway.labs import (
     softmax_jacobian,
     text_attribution,
 )
-from cutaway.labs.catalogue import find
-from cutaway.labs.lab import Run
-from cutaway.labs.memory import peak_bytes
-from cutaway.labs.subject import logits_of, loss_of
 from cutaway.labs.training import fresh, small_spec
 from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer

@@ -194,13 +194,13 @@ SEEN = mutants(
 )
 PACKED = mutants(
     ("packing: documents see each other", "packing separate",
-        edit("cutaway.labs.packing:answered", "lengths if rules.blocks else [sum(lengths)]", "[sum(lengths)]")),
+        edit("cutaway.labs.attention.packing:answered", "lengths if rules.blocks else [sum(lengths)]", "[sum(lengths)]")),
     ("packing: positions run on", "packing separate",
-        edit("cutaway.labs.packing:answered", "lengths if rules.reset else [sum(lengths)]", "[sum(lengths)]")),
+        edit("cutaway.labs.attention.packing:answered", "lengths if rules.reset else [sum(lengths)]", "[sum(lengths)]")),
     ("packing: a document is asked for the next one's first token", "packing separate",
-        edit("cutaway.labs.packing:next_tokens", "if boundary", "if not boundary")),
+        edit("cutaway.labs.attention.packing:next_tokens", "if boundary", "if not boundary")),
     ("packing: a document's first token is not asked for", "packing separate",
-        edit("cutaway.labs.packing:next_tokens", ".cumsum(0) - 1", ".cumsum(0)[:-1] % sum(map(len, texts))")),
+        edit("cutaway.labs.attention.packing:next_tokens", ".cumsum(0) - 1", ".cumsum(0)[:-1] % sum(map(len, texts))")),
 )
 # fmt: on
 

@@ -15,7 +15,7 @@ from transformers import BigBirdConfig, LongformerConfig, masking_utils
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-from cutaway.labs import packing
+from cutaway.labs.attention import packing
 from cutaway.labs.lab import Run
 from cutaway.nn import linear_attention, patterns, simplex
 from cutaway.nn.attention import BlockDiagonal, Place

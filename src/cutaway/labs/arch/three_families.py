@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.labs import grammar
+from cutaway.labs.arch.sequence_to_sequence import across, pair_spec, positioned, seeing
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
 from cutaway.labs.older_models import size_of, widest
-from cutaway.labs.sequence_to_sequence import across, pair_spec, positioned, seeing
 from cutaway.labs.training import fit
 from cutaway.models.block import Stack, positions_of
 from cutaway.models.build import build

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
+from cutaway.labs.engine.sampling import Row as Drawn
+from cutaway.labs.engine.sampling import by, measure, next_logits
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
-from cutaway.labs.sampling import Row as Drawn
-from cutaway.labs.sampling import by, measure, next_logits
 from cutaway.labs.subject import MODEL, decoder, subject
 from cutaway.labs.training import prose
 from cutaway.models.block import positions_of

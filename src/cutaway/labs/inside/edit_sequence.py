@@ -1,6 +1,6 @@
 """One edit after another: tracing where a planted fact is carried, and how many edits a model can take.
 
-The model and its facts are those of `cutaway.labs.where_facts_live`. First causal tracing (Meng et al. 2022,
+The model and its facts are those of `cutaway.labs.inside.where_facts_live`. First causal tracing (Meng et al. 2022,
 arXiv:2202.05262): the question about one subject is computed with one activation taken from the question about
 another, by layer, position and part; what swings the answer over carries the fact. Then facts are rewritten one after
 the other in the same matrix, each edit on top of those before, and after each it is asked how many of the edited facts
@@ -18,9 +18,9 @@ from cutaway.inside.rome import Matrix, Place, edit
 from cutaway.inside.sites import Part
 from cutaway.inside.sites import run as read
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
+from cutaway.labs.inside.where_facts_live import SEARCH, Facts, keys_of, trained
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
-from cutaway.labs.where_facts_live import SEARCH, Facts, keys_of, trained
 from cutaway.models.decoder import Decoder
 
 PARTS: tuple[Part, ...] = ("residual", "attention", "ffn")

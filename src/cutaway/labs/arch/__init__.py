@@ -1,0 +1,1 @@
+"""Models as a whole: their parts, sizes, families and what came before them."""

@@ -1,0 +1,1 @@
+"""Attention: what it computes, what it costs, what may stand in for it."""

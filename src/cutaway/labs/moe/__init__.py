@@ -1,0 +1,1 @@
+"""Experts: more parameters than a token uses."""

@@ -1,0 +1,1 @@
+"""Norms, residuals, dropout and initialization: what keeps a deep stack trainable."""

@@ -1,0 +1,1 @@
+"""Losses, distributions and the mathematics under them."""
