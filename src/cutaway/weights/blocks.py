@@ -8,7 +8,9 @@ small integer `q` (the code) per weight and one or two float16 numbers for all o
     super-blocks ("_K") the same for 8 or 16 sub-blocks, whose own steps are 6- or 8-bit codes of one d
 
 The formats are those of ggml (Gerganov and contributors, 2023; `ggml-common.h`, `ggml-quants.c`), decoded and
-encoded here bit for bit as ggml does. `FORMATS` is the table; every `_decode_*` says its layout.
+encoded here bit for bit as ggml does. `FORMATS` is the table; every `_decode_*` and `_split_*` says its layout.
+
+All of them but MXFP4 are one form, `Affine`: w = scale · (code - zero) + offset, which kernels compute with as it is.
 
 Legend: B blocks, N bytes of a block (or of a field of it), E weights of a block. Bits count from the lowest.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,16 +33,46 @@ CHUNK = (
 E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # the sixteen numbers of MXFP4, times two
 
 
+class Affine(NamedTuple):
+    """Weights as w = scale · (code - zero) + offset. S scales, one for every E/S codes in a row; offset: none or S too.
+
+    bits: how many a code needs.
+    """
+
+    codes_BE: Tensor  # uint8
+    scale_BS: Tensor
+    offset_BS: Tensor | None
+    zero: int
+    bits: int
+
+    def weights(self) -> Tensor:
+        """float32 [B, E]."""
+        codes_BSe = self.codes_BE.unflatten(1, (self.scale_BS.shape[1], -1)).float()
+        w_BSe = (codes_BSe - self.zero).mul_(self.scale_BS[..., None])
+        return (w_BSe if self.offset_BS is None else w_BSe.add_(self.offset_BS[..., None])).flatten(1)
+
+
 @dataclass(frozen=True)
 class Format:
-    """One way to store weights. `encode` is missing where Cutaway reads a format but does not write it."""
+    """One way to store weights. `encode` is missing where Cutaway reads a format but does not write it.
+
+    Of `plain` and `split` it has one; `split` gives the integers and scales of which the weights are made.
+    """
 
     name: str
     id: int  # ggml's number for it, as stored in the file
     elements: int  # weights per block
     bytes: int  # bytes per block
-    decode: Callable[[Tensor], Tensor]  # uint8 [B, bytes] -> float32 [B, elements]
+    plain: Callable[[Tensor], Tensor] | None  # uint8 [B, bytes] -> float32 [B, elements]
     encode: Callable[[Tensor], Tensor] | None = None  # float32 [B, elements] -> uint8 [B, bytes]
+    split: Callable[[Tensor], Affine] | None = None  # uint8 [B, bytes] -> [B, elements]
+
+    def decode(self, blocks: Tensor) -> Tensor:
+        """uint8 [B, bytes] -> float32 [B, elements]."""
+        if self.split is not None:
+            return self.split(blocks).weights()
+        assert self.plain is not None
+        return self.plain(blocks)
 
     @property
     def bits(self) -> float:
@@ -179,36 +212,36 @@ def _decode_bf16(blocks: Tensor) -> Tensor:
 # ---- blocks of 32 ------------------------------------------------------------------------------------------
 
 
-def _decode_q4_0(blocks: Tensor) -> Tensor:
+def _split_q4_0(blocks: Tensor) -> Affine:
     """Q4_0, 18 bytes for 32 weights, 4.5 bits each: w = d · (q - 8).
 
     0-1   d    float16
     2-17  q    4 bits: byte i holds weight i in its low half, weight i + 16 in its high half
     """
-    return (_unfold(blocks[:, 2:], 4, 16).float() - 8).mul_(_half(blocks, 0))
+    return Affine(_unfold(blocks[:, 2:], 4, 16), _half(blocks, 0), None, 8, 4)
 
 
-def _decode_q4_1(blocks: Tensor) -> Tensor:
+def _split_q4_1(blocks: Tensor) -> Affine:
     """Q4_1, 20 bytes for 32 weights, 5 bits each: w = d · q + m.
 
     0-1   d    float16
     2-3   m    float16, the smallest weight of the block
     4-19  q    4 bits, as in Q4_0
     """
-    return _unfold(blocks[:, 4:], 4, 16).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    return Affine(_unfold(blocks[:, 4:], 4, 16), _half(blocks, 0), _half(blocks, 2), 0, 4)
 
 
-def _decode_q5_0(blocks: Tensor) -> Tensor:
+def _split_q5_0(blocks: Tensor) -> Affine:
     """Q5_0, 22 bytes for 32 weights, 5.5 bits each: w = d · (q - 16).
 
     0-1   d    float16
     2-5   qh   the fifth bits: bit i (byte i/8) belongs to weight i
     6-21  ql   the low four bits, as in Q4_0
     """
-    return (_five_bits(blocks[:, 2:]).float() - 16).mul_(_half(blocks, 0))
+    return Affine(_five_bits(blocks[:, 2:]), _half(blocks, 0), None, 16, 5)
 
 
-def _decode_q5_1(blocks: Tensor) -> Tensor:
+def _split_q5_1(blocks: Tensor) -> Affine:
     """Q5_1, 24 bytes for 32 weights, 6 bits each: w = d · q + m.
 
     0-1   d    float16
@@ -216,16 +249,16 @@ def _decode_q5_1(blocks: Tensor) -> Tensor:
     4-7   qh   the fifth bits, as in Q5_0
     8-23  ql   the low four bits, as in Q4_0
     """
-    return _five_bits(blocks[:, 4:]).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    return Affine(_five_bits(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2), 0, 5)
 
 
-def _decode_q8_0(blocks: Tensor) -> Tensor:
+def _split_q8_0(blocks: Tensor) -> Affine:
     """Q8_0, 34 bytes for 32 weights, 8.5 bits each: w = d · q.
 
     0-1   d    float16
-    2-33  q    int8
+    2-33  q    int8; the code is q + 128
     """
-    return blocks[:, 2:].view(torch.int8).float().mul_(_half(blocks, 0))
+    return Affine(blocks[:, 2:] ^ 128, _half(blocks, 0), None, 128, 8)
 
 
 def _decode_mxfp4(blocks: Tensor) -> Tensor:
@@ -300,7 +333,7 @@ def _affine(weights: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
 # ---- super-blocks of 256 -----------------------------------------------------------------------------------
 
 
-def _decode_q4_k(blocks: Tensor) -> Tensor:
+def _split_q4_k(blocks: Tensor) -> Affine:
     """Q4_K, 144 bytes for 256 weights, 4.5 bits each: w = (d · s) · q - (dmin · m), with s, m per 32 weights.
 
     0-1     d     float16, step of the steps
@@ -308,20 +341,20 @@ def _decode_q4_k(blocks: Tensor) -> Tensor:
     4-15    s, m  6 bits each for 8 sub-blocks, see `_six_bits`
     16-143  q     4 bits: every 32 bytes hold one sub-block in their low, the next in their high halves
     """
-    return _sub_blocks(_unfold(blocks[:, 16:], 4, 32), blocks)
+    return _sub_blocks(_unfold(blocks[:, 16:], 4, 32), blocks, 4)
 
 
-def _decode_q5_k(blocks: Tensor) -> Tensor:
+def _split_q5_k(blocks: Tensor) -> Affine:
     """Q5_K, 176 bytes for 256 weights, 5.5 bits each: w = (d · s) · q - (dmin · m), with s, m per 32 weights.
 
     0-15    d, dmin, s, m   as in Q4_K
     16-47   qh    the fifth bits: bit j of byte i belongs to weight i of sub-block j
     48-175  ql    the low four bits, as in Q4_K
     """
-    return _sub_blocks(_unfold(blocks[:, 48:], 4, 32) | (_unfold(blocks[:, 16:48], 1, 32) << 4), blocks)
+    return _sub_blocks(_unfold(blocks[:, 48:], 4, 32) | (_unfold(blocks[:, 16:48], 1, 32) << 4), blocks, 5)
 
 
-def _decode_q6_k(blocks: Tensor) -> Tensor:
+def _split_q6_k(blocks: Tensor) -> Affine:
     """Q6_K, 210 bytes for 256 weights, 6.5625 bits each: w = (d · s) · (q - 32), with s per 16 weights.
 
     0-127    ql   the low four bits: every 64 bytes hold 64 weights in their low, 64 in their high halves
@@ -331,14 +364,13 @@ def _decode_q6_k(blocks: Tensor) -> Tensor:
     """
     codes = _unfold(blocks[:, :128], 4, 64) | (_unfold(blocks[:, 128:192], 2, 32) << 4)
     steps = _half(blocks, 208) * _as(torch.int8, blocks[:, 192:208]).float()
-    return (codes.view(-1, 16, 16).float() - 32).mul_(steps[:, :, None]).view(-1, 256)
+    return Affine(codes, steps, None, 32, 6)
 
 
-def _sub_blocks(codes: Tensor, blocks: Tensor) -> Tensor:
-    """The weights of Q4_K and Q5_K from codes [B, 256] and the 16 bytes that open both blocks."""
+def _sub_blocks(codes: Tensor, blocks: Tensor, bits: int) -> Affine:
+    """Q4_K and Q5_K from codes [B, 256] and the 16 bytes that open both blocks."""
     scales, minima = _six_bits(blocks[:, 4:16])
-    steps, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
-    return codes.view(-1, 8, 32).float().mul_(steps[:, :, None]).sub_(least[:, :, None]).view(-1, 256)
+    return Affine(codes, _half(blocks, 0) * scales, -_half(blocks, 2) * minima, 0, bits)
 
 
 def _six_bits(field: Tensor) -> tuple[Tensor, Tensor]:
@@ -355,21 +387,21 @@ def _six_bits(field: Tensor) -> tuple[Tensor, Tensor]:
     return scales.float(), minima.float()
 
 
-# name, ggml's number, weights and bytes per block, decode, encode
+# name, ggml's number, weights and bytes per block, plain, encode, split
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("F32", 0, 1, 4, _decode_f32, lambda weights: _bytes(weights, torch.float32)),
         Format("F16", 1, 1, 2, _decode_f16, lambda weights: _bytes(weights, torch.float16)),
         Format("BF16", 30, 1, 2, _decode_bf16, lambda weights: _bytes(weights, torch.bfloat16)),
-        Format("Q4_0", 2, 32, 18, _decode_q4_0, _encode_q4_0),
-        Format("Q4_1", 3, 32, 20, _decode_q4_1, _encode_q4_1),
-        Format("Q5_0", 6, 32, 22, _decode_q5_0, _encode_q5_0),
-        Format("Q5_1", 7, 32, 24, _decode_q5_1, _encode_q5_1),
-        Format("Q8_0", 8, 32, 34, _decode_q8_0, _encode_q8_0),
-        Format("Q4_K", 12, 256, 144, _decode_q4_k),
-        Format("Q5_K", 13, 256, 176, _decode_q5_k),
-        Format("Q6_K", 14, 256, 210, _decode_q6_k),
+        Format("Q4_0", 2, 32, 18, None, _encode_q4_0, _split_q4_0),
+        Format("Q4_1", 3, 32, 20, None, _encode_q4_1, _split_q4_1),
+        Format("Q5_0", 6, 32, 22, None, _encode_q5_0, _split_q5_0),
+        Format("Q5_1", 7, 32, 24, None, _encode_q5_1, _split_q5_1),
+        Format("Q8_0", 8, 32, 34, None, _encode_q8_0, _split_q8_0),
+        Format("Q4_K", 12, 256, 144, None, None, _split_q4_k),
+        Format("Q5_K", 13, 256, 176, None, None, _split_q5_k),
+        Format("Q6_K", 14, 256, 210, None, None, _split_q6_k),
         Format("MXFP4", 39, 32, 17, _decode_mxfp4),
     )
 }
