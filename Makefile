@@ -71,6 +71,8 @@ $(VENV)/.torch: $(VENV)/.python
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
 	@echo "==> installing Cutaway"
 	@$(PIP) -e .
+	@echo "==> compiling the kernels for this processor"
+	@python -m cutaway.native.build
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core

@@ -92,6 +92,13 @@ def test_plain_text_and_nothing_else(cutaway):
     assert cutaway("chat", "tiny", "--prompt", "-", "--seed", "4", "--max-tokens", "9", stdin=b"hi")[1] == out
 
 
+def test_the_template_can_be_told_not_to_think(cutaway):
+    asked = ("chat", "tiny", "-p", "hi", "--temperature", "0", "--max-tokens", "9")
+    prompt = tokenizer().chat([{"role": "user", "content": "hi"}]) + tokenizer().encode("<think>\n\n</think>\n\n")
+    status, out, _ = cutaway(*asked, "--chat-template-kwargs", '{"enable_thinking": false}')
+    assert (status, out) == (0, "".join(e.text for e in reply(prompt, temperature=0, max_tokens=9)) + "\n")
+
+
 def test_system_and_raw(cutaway):
     status, out, _ = cutaway("chat", "tiny", "-p", "hi", "-s", "be", "--temperature", "0", "--max-tokens", "9")
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
@@ -135,6 +142,10 @@ WRONG = [
     (("-p", "x", "--top-p", "1.5"), "top_p"),
     (("-p", "x", "--max-tokens", "0"), "max_tokens"),
     (("-p", "x", "--stop", ""), "stop"),
+    (("-p", "x", "--chat-template-kwargs", "{"), "--chat-template-kwargs"),
+    (("-p", "x", "--chat-template-kwargs", "[]"), "--chat-template-kwargs"),
+    (("-p", "x", "--chat-template-kwargs", '{"thinking": 1}'), "enable_thinking"),
+    (("-p", "x", "--chat-template-kwargs", "{}", "--raw"), "--chat-template-kwargs"),
 ]
 
 

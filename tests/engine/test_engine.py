@@ -122,10 +122,10 @@ def test_replies_go_on_beside_a_long_prompt():
 
 def test_prompts_are_read_in_order_of_arrival():
     engine = Engine(decoder(), tokenizer(), budget=8)
-    long, short = engine.add(ids(60), GREEDY), engine.add(ids(8, 1), GREEDY)
-    while not long.reply:
+    first, second = engine.add(ids(60), GREEDY), engine.add(ids(60, 1), GREEDY)
+    while not first.reply:
         engine.step()
-        assert not short.reply
+        assert second.computed < first.computed
 
 
 def test_no_more_run_than_allowed():
@@ -134,7 +134,7 @@ def test_no_more_run_than_allowed():
         engine.add(ids(4, n), GREEDY)
     while engine.busy:
         engine.step()
-        assert len(engine.running) <= 2
+        assert len(engine.scheduler.running) <= 2
     assert engine.step() == []
 
 
@@ -145,8 +145,9 @@ def test_an_aborted_sequence_leaves_nothing_behind():
     engine.abort(a)
     engine.abort(c)
     engine.abort(a)
-    assert (a.finish, a.cache, c.finish) == ("abort", None, "abort")
-    assert engine.running == [b]
+    assert (a.finish, a.table, c.finish) == ("abort", [], "abort")
+    assert [*engine.scheduler.running] == [b]
+    engine.scheduler.pages.check([b.table])
     while engine.busy:
         engine.step()
     assert b.reply == run(Engine(decoder(), tokenizer()), [(ids(4, 1), GREEDY)])[0]

@@ -200,6 +200,8 @@ def test_a_model_that_computes_no_numbers_is_an_error(wrong):
 
 
 WRONG = {
+    "priority": (101, -101),
+    "timeout": (0, -1, float("nan")),
     "temperature": (-0.1, 1e-9, 101, math.nan, math.inf),
     "top_k": (-1,),
     "top_p": (0, -0.1, 1.1, math.nan),
@@ -221,5 +223,5 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 
 def test_every_number_has_a_range():
-    free = {"seed", "stop", "ignore_eos"}
+    free = {"seed", "stop", "ignore_eos", "tenant", "constraint"}
     assert {f.name for f in fields(SamplingParams)} - free == set(RANGES)

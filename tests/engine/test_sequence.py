@@ -100,7 +100,7 @@ def test_text_that_is_kept_is_neither_said_again_nor_stopped_at():
     for kept, text, wanted in [("tw", "o", "o"), ("tw", "é two", "é "), ("two", "x", "x"), ("é"[:1], "é", "é")]:
         engine = told(text, prompt="?" + kept)
         sequence = engine.prepare(t.encode("?"), SamplingParams(temperature=0, stop=("two",)), kept=t.encode(kept))
-        engine.waiting.append(sequence)
+        engine.scheduler.add(sequence)
         said = ""
         while engine.busy:
             said += "".join(event.text for _, event in engine.step())

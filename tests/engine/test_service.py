@@ -123,7 +123,7 @@ def test_an_impossible_prompt_is_refused_before_it_takes_a_place(service):
 
 
 def test_a_failed_step_is_told_to_all_and_survived(service, monkeypatch, caplog):
-    logits = service.engine.model.logits
+    logits = service.engine.runner.model.logits
     calls = iter(range(1000))
 
     def failing(hidden_RD):
@@ -131,7 +131,7 @@ def test_a_failed_step_is_told_to_all_and_survived(service, monkeypatch, caplog)
             raise MemoryError("as it were")
         return logits(hidden_RD)
 
-    monkeypatch.setattr(service.engine.model, "logits", failing)
+    monkeypatch.setattr(service.engine.runner.model, "logits", failing)
 
     async def three():
         return await asyncio.gather(*(service.complete(ids(4, n), LONG) for n in range(3)), return_exceptions=True)

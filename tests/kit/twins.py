@@ -613,10 +613,15 @@ def weighted(values: Iterable[Tensor]) -> Tensor:
 
 
 def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
-    """Our model with the twin's weights, read as any checkpoint is, but from memory."""
+    """Our model with the twin's weights."""
+    return checkpoint(theirs).model(dtype)
+
+
+def checkpoint(theirs: Twin) -> Checkpoint:
+    """The twin's weights as any checkpoint is read, but from memory."""
     state = theirs.state
     seen = theirs.family.observed(theirs.config, state)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         path=Path(theirs.name),
         family=theirs.family,
         spec=spec_of(theirs.family, theirs.config | seen),
@@ -627,7 +632,6 @@ def ours(theirs: Twin, dtype: torch.dtype = torch.float64) -> Decoder | Encoder:
         read=lambda name: state[name].clone(),
         read_tokenizer=Tokenizerless,
     )
-    return checkpoint.model(dtype)
 
 
 class Tokenizerless:

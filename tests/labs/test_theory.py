@@ -285,7 +285,7 @@ def test_false_alarms_stay_within_what_is_allowed() -> None:
 
 def test_scores_are_those_of_the_models_probabilities(smollm2_gguf: Path) -> None:
     model = tiny()
-    loaded = Loaded("tiny", model, tokenizer(smollm2_gguf), open_checkpoint(smollm2_gguf))
+    loaded = Loaded("tiny", model.spec, tokenizer(smollm2_gguf), open_checkpoint(smollm2_gguf), lambda: model)
     ids = torch.randint(256, (30,), generator=random()).tolist()
     found = text_attribution.score(loaded, text_attribution.Written(ids[:1], ids[1:]))
     logits = logits_of(model, torch.tensor(ids)).detach()

@@ -24,7 +24,7 @@ from engine.tiny import VOCAB
 
 
 def loaded(name: str, model: Any, tokenizer: Any) -> Loaded:
-    return Loaded(name, model, tokenizer, cast(Any, None))
+    return Loaded(name, model.spec, tokenizer, cast(Any, None), lambda: model)
 
 
 def encoder() -> Encoder:

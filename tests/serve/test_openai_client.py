@@ -48,6 +48,18 @@ def test_a_chat_is_what_the_engine_says(client):
     assert answer.model == "tiny"
 
 
+def test_the_template_can_be_told_not_to_think(client):
+    prompt = tokenizer().chat(HI) + tokenizer().encode("<think>\n\n</think>\n\n")
+    events = expected(prompt, max_tokens=9, temperature=0)
+    asked = {"model": "tiny", "messages": HI, "max_tokens": 9, "temperature": 0}
+    answers = [
+        client.chat.completions.create(**asked, extra_body={"chat_template_kwargs": {"enable_thinking": thinking}})
+        for thinking in (False, True)
+    ]
+    assert answers[0].choices[0].message.content == "".join(e.text for e in events)
+    assert [a.usage.prompt_tokens for a in answers] == [len(prompt), len(tokenizer().chat(HI))]
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_a_stream_says_the_same_as_the_whole(client, n, logprobs):

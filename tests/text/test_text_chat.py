@@ -46,6 +46,14 @@ THINKING = (
     "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}\n{%- endfor %}\n"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+SWITCH = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}\n"
+    "{%- set parts = message.content.split('</think>') %}\n"
+    "{{- (parts[-1] | trim if message.role == 'assistant' else message.content) + '<|im_end|>\n' }}{% endfor %}\n"
+    "{%- if add_generation_prompt %}\n{{- '<|im_start|>assistant\n' }}\n"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}\n"
+    "{%- endif %}"
+)
 NAMES = {
     "chatml": (CHATML, []),
     "smollm2": (SMOLLM2, []),
@@ -152,6 +160,38 @@ def test_tools_are_guarded_too(tmp_path: Path) -> None:
     assert ours.chat(messages, tools=benign) == theirs.apply_chat_template(
         messages, tools=benign, add_generation_prompt=True, return_dict=False
     )
+
+
+def test_the_thinking_switch_changes_its_markers_alone(tmp_path: Path) -> None:
+    """Qwen3's: without thinking the reply begins behind an empty thought; else nothing changes."""
+    tiny = byte_level()
+    tiny.add_tokens([AddedToken(name, normalized=False) for name in ("<think>", "</think>")])
+    root = saved(tiny, tmp_path, tokenizer_class="PreTrainedTokenizerFast", chat_template=SWITCH)
+    ours, theirs = Tokenizer.from_dir(root), AutoTokenizer.from_pretrained(root)
+    markers = [ours.recipe.added_by_content[name].id for name in ("<think>", "</think>")]
+    for messages in conversations(["hi", "<think>so</think>\n\nyes", "<|im_end|>", "a b"], seed=3):
+        plain, on, off = (
+            ours.chat(messages, **ours.chat_variables(given))
+            for given in ({}, {"enable_thinking": True}, {"enable_thinking": False})
+        )
+        assert plain == on == off[: len(on)]
+        assert off[len(on) :] == ours.encode("<think>\n\n</think>\n\n", add_special=False)
+        assert [i for i in off[len(on) :] if i in markers] == markers
+        if not any("<|im_end|>" in m["content"] for m in messages):
+            for thinking, ids in ((True, on), (False, off)):
+                settings = {"add_generation_prompt": True, "enable_thinking": thinking, "return_dict": False}
+                assert theirs.apply_chat_template(messages, **settings) == ids
+
+
+@pytest.mark.parametrize("name", ["thinking", "messages", "tools", "add_generation_prompt", "eos_token", "self"])
+def test_a_variable_that_the_template_does_not_ask_for_is_refused(tmp_path: Path, name: str) -> None:
+    template = SWITCH + "{{ tools }}{{ eos_token }}{{ raise_exception }}{{ namespace(x=1).x }}"
+    ours = Tokenizer.from_dir(saved(byte_level(), tmp_path, chat_template=template, eos_token="</s>"))
+    with pytest.raises(CutawayError, match=rf"no variable '{name}'.*\(it has enable_thinking\)"):
+        ours.chat_variables({name: 1})
+    ours.recipe.chat_template = CHATML
+    with pytest.raises(CutawayError, match="leave it out"):
+        ours.chat_variables({"enable_thinking": False})
 
 
 def test_smollm2_prompt(smollm2_gguf: Path) -> None:

@@ -57,7 +57,8 @@ def test_table_agrees_with_ggml(name: str) -> None:
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_docstring_says_bits_per_weight(name: str) -> None:
     form = blocks.FORMATS[name]
-    assert (form.split or form.plain).__doc__.startswith(f"{name}, {form.bytes} bytes for {form.elements} weights, {form.bits:g} bits")
+    told = (form.split or form.plain).__doc__
+    assert told.startswith(f"{name}, {form.bytes} bytes for {form.elements} weights, {form.bits:g} bits")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -24,6 +24,9 @@ Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help='Ask this and
 System = Annotated[str | None, typer.Option("--system", "-s", help="How the model should behave.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (needs --prompt).")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the prompt as text, without chat template.")]
+Variables = Annotated[
+    str | None, typer.Option("--chat-template-kwargs", help='A JSON object, such as {"enable_thinking": false}.')
+]
 Logprobs = Annotated[int | None, typer.Option(help="Tokens with N alternatives each (needs --json).", min=0, max=100)]
 Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.")]
@@ -36,7 +39,7 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same rep
 Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
 
 
@@ -47,6 +50,7 @@ def chat(
     system: System = None,
     as_json: AsJson = False,
     raw: Raw = False,
+    variables: Variables = None,
     logprobs: Logprobs = None,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
@@ -59,13 +63,14 @@ def chat(
     stop: Stop = None,
     max_tokens: MaxTokens = 512,
     context: Context = None,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
     """Talk to a model. Example: cutaway chat smollm2-135m-instruct --prompt "What is a llama?" --json"""
     _refuse(as_json and prompt is None, "--json", "needs --prompt")
     _refuse(logprobs is not None and not as_json, "--logprobs", "needs --json")
     _refuse(raw and system is not None, "--system", "has no place in raw text")
+    _refuse(raw and variables is not None, "--chat-template-kwargs", "has no place in raw text")
     from cutaway.engine.params import SamplingParams
 
     settings = SamplingParams(
@@ -83,6 +88,7 @@ def chat(
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
     talk = Talk(*_open(model, raw, context, dtype, device), settings, raw)
+    talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:
         interactive(talk)
@@ -129,17 +135,25 @@ def describe(talk: Talk, event: Event) -> dict[str, Any]:
 
 
 def _open(model: str, raw: bool, context: int | None, dtype: str, device: str) -> tuple[str, Engine]:
-    from cutaway.engine.engine import Engine
-    from cutaway.models.decoder import Decoder
+    from cutaway.engine.engine import engine_of
     from cutaway.weights.checkpoint import load
 
     with Console(stderr=True).status(f"loading {escape(Path(model).name)}"):
         loaded = load(model, dtype, device)
-    if not isinstance(loaded.model, Decoder):
+    if loaded.spec.pooling:
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
     if not raw and loaded.tokenizer.chat_template is None:
         raise CutawayError(f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text")
-    return loaded.name, Engine(loaded.model, loaded.tokenizer, context=context)
+    return loaded.name, engine_of(loaded, context=context)
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        raise CutawayError(f"is not JSON: {error}", "--chat-template-kwargs") from None
+    _refuse(not isinstance(value, dict), "--chat-template-kwargs", "must be a JSON object")
+    return value
 
 
 def _stdin() -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -49,6 +49,7 @@ class Talk:
     """A conversation with a model: the messages so far, and how to get the next one.
 
     raw: texts are continued, there are no messages. interruptible: Ctrl-C ends a reply, not the talk.
+    variables: what the chat template is told besides, see `Tokenizer.chat_variables`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Talk:
     raw: bool = False
     interruptible: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
+    variables: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, system: str | None = None) -> None:
         """Forget everything but the system message; `system` replaces it."""
@@ -70,7 +72,7 @@ class Talk:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         tokenizer = self.engine.tokenizer
-        prompt = tokenizer.encode(text) if self.raw else tokenizer.chat(messages)
+        prompt = tokenizer.encode(text) if self.raw else tokenizer.chat(messages, **self.variables)
         self.engine.check(prompt)
         reply = self._listen(prompt, show)
         self.messages = [*messages, {"role": "assistant", "content": reply.text}]

@@ -28,7 +28,7 @@ Names = Annotated[list[str], typer.Argument(help="Models: paths or names, see `c
 Encoders = Annotated[list[str] | None, typer.Option(help="An encoder for /v1/embeddings. May be repeated.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
@@ -45,7 +45,7 @@ def serve(
     embeddings: Encoders = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    dtype: Dtype = "float32",
+    dtype: Dtype = "stored",
     device: Device = "cpu",
     context: Context = None,
     running: Running = 16,
@@ -96,14 +96,13 @@ def told_of_the_port(host: str, port: int) -> Iterator[None]:
 
 def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -> dict[str, Loaded]:
     """Models by name. Errors: two of the same name; a decoder among the encoders."""
-    from cutaway.models.encoder import Encoder
     from cutaway.weights.checkpoint import load
 
     models: dict[str, Loaded] = {}
     for i, source in enumerate([*sources, *encoders]):
         with console.status(f"loading {escape(Path(source).name)}"):
             loaded = load(source, dtype, device)
-        if i >= len(sources) and not isinstance(loaded.model, Encoder):
+        if i >= len(sources) and not loaded.spec.pooling:
             raise CutawayError(f"{source} is a decoder", "--embeddings", "name it as a MODEL, without the option")
         if loaded.name in models:
             raise CutawayError(f"two models are called {loaded.name!r}", source, "name each once")

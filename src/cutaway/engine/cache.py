@@ -16,37 +16,18 @@ from cutaway.models.spec import Spec
 from cutaway.nn.attention import Project, Question, attend, ends
 
 
-class KVCache:
-    """What one sequence remembers: per layer the buffers [G, capacity, K] that its attention asks for.
+class Memory:
+    """What one sequence remembers beside its keys and values. `put` and `get` are its kinds' own.
 
-    Buffers double when full. memory_SD: the hidden states of the sequence's source, in an encoder-decoder.
-    reach: how long the text may become; rotations that adapt to that must know, for kept keys are not turned again.
+    memory_SD: the hidden states of its source, in an encoder-decoder. reach: how long the text may become; rotations
+    that adapt to that must know, for kept keys are not turned again.
     """
 
-    def __init__(
-        self, spec: Spec, dtype: torch.dtype, device: torch.device, capacity: int = 256, reach: int = 0
-    ) -> None:
+    def __init__(self, reach: int = 0) -> None:
         self.reach = reach
-        self.buffers = [
-            [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in layer.attention.cached]
-            for layer in (*spec.layers, *spec.ahead)
-        ]
         self.memory_SD: Tensor | None = None
         self.sources: dict[int, tuple[Tensor, Tensor]] = {}
         self.states: dict[int, Any] = {}
-
-    def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
-        """Store what T tokens at positions start, start + 1, ... leave behind."""
-        end = start + len(rows_TGK[0])
-        buffers = self.buffers[layer]
-        for i, new_TGK in enumerate(rows_TGK):
-            if end > buffers[i].shape[1]:
-                buffers[i] = _larger(buffers[i], max(end, 2 * buffers[i].shape[1]))
-            buffers[i][:, start:end] = new_TGK.transpose(0, 1)
-
-    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
-        """What is kept of positions first ... end - 1, as views [G, S, K]."""
-        return [buffer[:, first:end] for buffer in self.buffers[layer]]
 
     def source(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
         """Keys and values of the source, [G, S, K]: computed when first asked for, then kept."""
@@ -56,6 +37,45 @@ class KVCache:
             self.sources[layer] = k_SGK.transpose(0, 1), v_SGK.transpose(0, 1)
         return self.sources[layer]
 
+    def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
+        """Store what T tokens at positions start, start + 1, ... leave behind."""
+        raise NotImplementedError
+
+    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
+        """What is kept of positions first ... end - 1, [G, S, K]."""
+        raise NotImplementedError
+
+
+class KVCache(Memory):
+    """Keys and values in buffers of one sequence: per layer [G, capacity, K]. They double when full."""
+
+    def __init__(
+        self, spec: Spec, dtype: torch.dtype, device: torch.device, capacity: int = 256, reach: int = 0
+    ) -> None:
+        super().__init__(reach)
+        self.buffers = [
+            [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in kept]
+            for kept in _kept(spec)
+        ]
+
+    def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
+        """See `Memory.put`."""
+        end = start + len(rows_TGK[0])
+        buffers = self.buffers[layer]
+        for i, new_TGK in enumerate(rows_TGK):
+            if end > buffers[i].shape[1]:
+                buffers[i] = _larger(buffers[i], max(end, 2 * buffers[i].shape[1]))
+            buffers[i][:, start:end] = new_TGK.transpose(0, 1)
+
+    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
+        """See `Memory.get`; views."""
+        return [buffer[:, first:end] for buffer in self.buffers[layer]]
+
+
+def _kept(spec: Spec) -> list[tuple[tuple[int, int], ...]]:
+    """(heads, width) of what each layer keeps of a token, those that look ahead last."""
+    return [layer.attention.cached for layer in (*spec.layers, *spec.ahead)]
+
 
 def _larger(buffer: Tensor, capacity: int) -> Tensor:
     fresh = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
@@ -63,7 +83,54 @@ def _larger(buffer: Tensor, capacity: int) -> Tensor:
     return fresh
 
 
-Span = tuple[KVCache, int, int]  # n new tokens at positions start ... start + n - 1, after those in the cache
+class Pool:
+    """Pages for the keys and values of all sequences: per layer [pages * size, G, K], a slot for each token."""
+
+    def __init__(self, spec: Spec, dtype: torch.dtype, device: torch.device, pages: int, size: int) -> None:
+        self.size, self.device = size, device
+        self.stores = [
+            [torch.zeros(pages * size, heads, width, dtype=dtype, device=device) for heads, width in kept]
+            for kept in _kept(spec)
+        ]
+
+    @staticmethod
+    def bytes_of_page(spec: Spec, dtype: torch.dtype, size: int) -> int:
+        """What a page takes."""
+        return size * dtype.itemsize * sum(heads * width for kept in _kept(spec) for heads, width in kept)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """What each first page holds into each second."""
+        for store in (store for stores in self.stores for store in stores):
+            pages = store.unflatten(0, (-1, self.size))
+            for old, new in pairs:
+                pages[new] = pages[old]
+
+
+class Paged(Memory):
+    """Keys and values in the pages of a pool. `table` is set before each step: pages in order."""
+
+    def __init__(self, pool: Pool, reach: int = 0) -> None:
+        super().__init__(reach)
+        self.pool = pool
+        self.slots_S = torch.empty(0, dtype=torch.long)
+
+    def open(self, table: list[int]) -> None:
+        """Go on in these pages."""
+        page_P, within = torch.tensor(table), torch.arange(self.pool.size)
+        self.slots_S = (page_P[:, None] * self.pool.size + within).flatten().to(self.pool.device)
+
+    def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
+        """See `Memory.put`."""
+        slots_T = self.slots_S[start : start + len(rows_TGK[0])]
+        for store, new_TGK in zip(self.pool.stores[layer], rows_TGK, strict=True):
+            store[slots_T] = new_TGK
+
+    def get(self, layer: int, first: int, end: int) -> list[Tensor]:
+        """See `Memory.get`; gathered."""
+        return [store[self.slots_S[first:end]].transpose(0, 1) for store in self.pool.stores[layer]]
+
+
+Part = tuple[Memory, int, int]  # n new tokens at positions start ... start + n - 1, after those in the cache
 
 
 class Spans:
@@ -71,7 +138,7 @@ class Spans:
 
     remembers = True
 
-    def __init__(self, spans: list[Span]) -> None:
+    def __init__(self, spans: list[Part]) -> None:
         self.spans = spans
 
     def attend(self, layer: int, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor | None, question: Question) -> Tensor:
@@ -82,7 +149,7 @@ class Spans:
     def recall(self, layer: int, q_THK: Tensor, project: Project, question: Question) -> Tensor:
         """Let each sequence's queries look at its source, whose keys and values are computed once."""
 
-        def one(span: Span, q_QHK: Tensor) -> Tensor:
+        def one(span: Part, q_QHK: Tensor) -> Tensor:
             k_GSK, v_GSK = span[0].source(layer, project)
             return attend(q_QHK.transpose(0, 1)[None], k_GSK[None], v_GSK[None], question)[0].transpose(0, 1)
 
@@ -91,7 +158,7 @@ class Spans:
     def scan(self, layer: int, step: Callable[..., tuple[Tensor, Any]], *parts: Tensor) -> Tensor:
         """Go on from each sequence's state and keep the new one."""
 
-        def one(span: Span, *new: Tensor) -> Tensor:
+        def one(span: Part, *new: Tensor) -> Tensor:
             out, span[0].states[layer] = step(span[0].states.get(layer), *new)
             return out
 
@@ -109,7 +176,7 @@ class Spans:
         rows = zip(*(part.split([n for _, _, n in self.spans]) for part in parts), strict=True)
         return torch.cat([one(span, *row) for span, row in zip(self.spans, rows, strict=True)])
 
-    def _one(self, layer: int, span: Span, q_QHK: Tensor, new: tuple[Tensor, ...], question: Question) -> Tensor:
+    def _one(self, layer: int, span: Part, q_QHK: Tensor, new: tuple[Tensor, ...], question: Question) -> Tensor:
         cache, start, n = span
         cache.put(layer, start, *new)
         window = None if question.anchors else question.window  # anchors keep the first tokens in sight

@@ -1,45 +1,99 @@
-"""The engine: any number of sequences, one `step` at a time."""
+"""The engine: any number of sequences, one `step` at a time.
+
+Scheduler.plan ──► spans ──► Runner.run ──► logits of the rows wanted ──► sample ──► Sequence.commit ──► events
+      ▲                                                                                   │
+      └───────────────────────────── Scheduler.commit ◄───────────────────────────────────┘
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import sys
+import time
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
-from cutaway.engine.cache import KVCache, Spans
+from cutaway.engine.drafter import Drafter
+from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
+from cutaway.engine.runner import Batch, Modules, Runner, ends_of, native, salt
 from cutaway.engine.sampler import sample
+from cutaway.engine.scheduler import Scheduler
 from cutaway.engine.sequence import Event, Sequence
+from cutaway.engine.span import Span
 from cutaway.errors import CutawayError
-from cutaway.models.decoder import Decoder, EncoderDecoder
+from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer
+from cutaway.weights.checkpoint import Loaded
 
 
 class TooLong(CutawayError):
     """A prompt that leaves no room for a reply in the context."""
 
 
+class TimedOut(CutawayError):
+    """A sequence whose deadline passed before it ended."""
+
+
+Told = tuple[Sequence, Event | CutawayError]
+
+
+class Step(NamedTuple):
+    """What one step did. seconds: of the runner, and of all. spans: (who, start, count, drafts, accepted).
+
+    who: a sequence's number by arrival. pages: free, cached, held.
+    """
+
+    ended: float
+    seconds: tuple[float, float]
+    spans: tuple[tuple[int, int, int, int, int], ...]
+    waiting: int
+    pages: tuple[int, int, int]
+
+
+@dataclass
+class Stats:
+    """Counted since the beginning. drafted, accepted: by place in the draft."""
+
+    steps: int = 0
+    tokens: int = 0
+    drafted: Counter[int] = field(default_factory=Counter)
+    accepted: Counter[int] = field(default_factory=Counter)
+
+
 class Engine:
     """Runs sequences on one decoder. Not thread-safe: one thread steps, see `cutaway.engine.service`.
 
-    context: longest prompt plus reply, at most the model's own. budget: new tokens per step over all
-    sequences, so that a long prompt is computed in chunks while others go on. running: sequences at a time.
+    model: a decoder, computed by its own modules, or another `Runner`. context: longest prompt plus reply, at most the
+    model's own and what the cache holds. budget: new tokens per step over all sequences, so that a long prompt is
+    computed in chunks while others go on. running: sequences at a time. cache: bytes for keys and values.
+    drafter: proposes tokens, so that a step may give several; they are those that would have come anyway.
     """
 
     def __init__(
-        self, model: Decoder, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512, running: int = 16
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.context = min(context or model.spec.context, model.spec.context)
-        self.budget, self.limit = budget, running
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self, model: Decoder | Runner, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512,
+        running: int = 16, cache: int = 1 << 30, drafter: Drafter | None = None,
+    ) -> None:  # fmt: skip
+        self.runner: Runner = model if hasattr(model, "allocate") else Modules(model)  # type: ignore[arg-type,assignment]
+        self.tokenizer, self.drafter = tokenizer, drafter
+        spec, size = self.runner.spec, self.runner.size
+        wanted, running = min(context or spec.context, spec.context), min(running, budget)
+        pages = max(1, min(running * (-(-wanted // size) + 1), cache // max(1, self.runner.page_bytes)))
+        self.context, self.limit = min(wanted, pages * size), running
+        self.scheduler: Scheduler[Sequence] = Scheduler(
+            Pages(pages, size), places=running, budget=budget, queue=sys.maxsize
+        )
+        self.runner.allocate(pages, self.context, budget, budget)
+        self.stats, self.steps = Stats(), deque[Step](maxlen=256)
 
     def add(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
         """Queue a sequence; see `prepare`."""
         sequence = self.prepare(prompt, params, trace)
-        self.waiting.append(sequence)
+        self.scheduler.add(sequence)
         return sequence
 
     def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()) -> Sequence:
@@ -48,13 +102,18 @@ class Engine:
         An encoder-decoder reads the prompt with its encoder, and begins its reply after its start token.
         kept: tokens that the reply begins with; they count as its own, in max_tokens too.
         """
-        reply, trace = [*kept], max(trace, params.top_logprobs)
-        if not isinstance(self.model, EncoderDecoder):
-            self.check(prompt + reply)
-            return Sequence(prompt, params, self.tokenizer, trace, reply)
-        self.check(prompt)
-        self.check([start := self.model.spec.start, *reply])
-        return Sequence([start], params, self.tokenizer, trace, reply, source=prompt)
+        reply, source, spec = [*kept], [], self.runner.spec
+        if spec.encoder:
+            self.check(prompt)
+            source, prompt = prompt, [spec.start]
+        self.check(prompt + reply)
+        limit = min(self.context, len(prompt) + params.max_tokens)
+        chain = Chain(salt(spec, params.tenant, limit))
+        return Sequence(
+            prompt, params, self.tokenizer, max(trace, params.top_logprobs), reply, source, limit, chain,
+            params.priority, params.tenant, None if params.timeout is None else time.monotonic() + params.timeout,
+            params.constraint.compile(self.tokenizer) if params.constraint else None,
+        )  # fmt: skip
 
     def check(self, prompt: list[int]) -> None:
         """Errors: no tokens, no room for a reply in the context (`TooLong`), ids beyond the vocabulary."""
@@ -64,83 +123,98 @@ class Engine:
             raise TooLong(
                 f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it"
             )
-        if max(prompt) >= self.model.spec.vocab or min(prompt) < 0:
-            raise CutawayError(f"has token ids outside 0 ... {self.model.spec.vocab - 1}", "prompt")
+        if max(prompt) >= self.runner.spec.vocab or min(prompt) < 0:
+            raise CutawayError(f"has token ids outside 0 ... {self.runner.spec.vocab - 1}", "prompt")
 
     def abort(self, sequence: Sequence) -> None:
         """Forget a sequence; its memory is free after the current step."""
-        sequence.finish = sequence.finish or "abort"
-        self._forget(sequence)
+        self.scheduler.cancel(sequence)
+        self.runner.forget(sequence)
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.running)
+        return self.scheduler.busy
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Sequence, Event]]:
-        """Compute one batch of spans; the events of the sequences that got a token by it."""
-        spans = self._plan()
+    def step(self) -> list[Told]:
+        """Compute one batch of spans; what that brought to whom."""
+        began = time.monotonic()
+        spans = self.scheduler.plan(began)
+        told: list[Told] = [(s, TimedOut("its deadline has passed")) for s in self.scheduler.late]
         if not spans:
-            return []
-        device = self.model.device
-        tokens_T = torch.tensor([t for s, n in spans for t in s.tokens[s.computed : s.computed + n]], device=device)
-        positions_T = torch.cat([torch.arange(s.computed, s.computed + n, device=device) for s, n in spans])
-        context = Spans([(self._cache(s), s.computed, n) for s, n in spans])
-        hidden_TD = self.model(tokens_T, positions_T, context)
-        ends = torch.tensor([n for _, n in spans]).cumsum(0) - 1
-        for sequence, n in spans:
-            sequence.computed += n
-        ready = [(s, end) for (s, _), end in zip(spans, ends.tolist(), strict=True) if s.computed == len(s.tokens)]
-        if not ready:
-            return []
-        logits_RV = self.model.logits(hidden_TD[[end for _, end in ready]])
-        return [(s, self._advance(s, logits_V)) for (s, _), logits_V in zip(ready, logits_RV, strict=True)]
+            return told
+        rows, ran = _wanted(spans), time.monotonic()
+        logits_RV = self.runner.run(spans, [row for some in rows for row in some])
+        ran, noted = time.monotonic() - ran, []
+        for span, some_RV in zip(spans, logits_RV.split([len(some) for some in rows]), strict=True):
+            drafts = len(span.sequence.drafts)
+            told += (brought := self._advance(span, some_RV))
+            noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
+        self._note(began, ran, noted)
+        return told
 
     def generate(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Iterator[Event]:
         """The events of one sequence, computed as they are asked for. Closing the iterator aborts it."""
         sequence = self.add(prompt, params, trace)
         try:
             while sequence.finish is None:
-                yield from (event for owner, event in self.step() if owner is sequence)
+                for event in [event for owner, event in self.step() if owner is sequence]:
+                    if isinstance(event, CutawayError):
+                        raise event
+                    yield event
         finally:
             self.abort(sequence)
 
-    def _plan(self) -> list[tuple[Sequence, int]]:
-        """Which sequences compute how many tokens: as many as they lack, in order of arrival.
+    def _advance(self, span: Span[Sequence], logits_RV: Tensor) -> list[Told]:
+        """Draw from each row as long as the drafts say the same; none if the span does not reach the end."""
+        sequence, events = span.sequence, list[Event | CutawayError]()
+        for logits_V, draft in zip(logits_RV, [*sequence.drafts, -1], strict=False):
+            try:
+                events.append(event := self._draw(sequence, logits_V))
+            except CutawayError as error:  # its constraint can go no further; the others can
+                sequence.finish = "error"
+                events.append(error)
+                break
+            if event.choice.token != draft or sequence.finish:
+                break
+        self.scheduler.commit(span, max(0, len(events) - 1))
+        if sequence.finish:
+            self.runner.forget(sequence)
+        elif events:
+            sequence.drafts = self._drafts(sequence)
+        return [(sequence, event) for event in events]
 
-        A long prompt does not hold up replies: whoever replies came before whoever still reads, and needs one token.
-        """
-        while self.waiting and len(self.running) < self.limit:
-            self.running.append(self.waiting.popleft())
-        spans, left = [], self.budget
-        for sequence in self.running:
-            n = min(len(sequence.tokens) - sequence.computed, left)
-            if n > 0:
-                spans.append((sequence, n))
-                left -= n
-        return spans
+    def _draw(self, sequence: Sequence, logits_V: Tensor) -> Event:
+        mask_W = sequence.constraint.mask() if sequence.constraint else None
+        choice = sample(logits_V, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace, mask_W=mask_W)
+        return sequence.commit(choice, room=self.context - len(sequence.tokens) - 1)
 
-    def _cache(self, sequence: Sequence) -> KVCache:
-        """What the sequence remembers; at first nothing but its source, read whole."""
-        if sequence.cache is None:
-            model, prompt = self.model, len(sequence.prompt)
-            reach = min(self.context, prompt + sequence.params.max_tokens)
-            sequence.cache = KVCache(model.spec, model.dtype, model.device, prompt + 64, reach)
-            if isinstance(self.model, EncoderDecoder):
-                source_M = torch.tensor(sequence.source, device=self.model.device)
-                sequence.cache.memory_SD = self.model.encode(source_M, [len(source_M)])
-        return sequence.cache
+    def _drafts(self, sequence: Sequence) -> list[int]:
+        """What its constraint leaves no choice about, else what the drafter guesses."""
+        forced = sequence.constraint.forced() if sequence.constraint else []
+        return forced or (self.drafter.propose(sequence.tokens) if self.drafter else [])
 
-    def _advance(self, sequence: Sequence, logits_V: torch.Tensor) -> Event:
-        choice = sample(logits_V, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace)
-        event = sequence.commit(choice, room=self.context - len(sequence.tokens) - 1)
-        if event.finish:
-            self._forget(sequence)
-        return event
+    def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]]) -> None:
+        pages, ended = self.scheduler.pages, time.monotonic()
+        self.stats.steps += 1
+        for _, _, count, drafts, accepted in spans:
+            self.stats.tokens += count
+            self.stats.drafted.update(range(drafts))
+            self.stats.accepted.update(range(accepted))
+        room = pages.free, pages.cached, pages.held
+        self.steps.append(Step(ended, (ran, ended - began), tuple(spans), len(self.scheduler.waiting), room))
 
-    def _forget(self, sequence: Sequence) -> None:
-        sequence.cache = None
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+
+def engine_of(loaded: Loaded, **limits: Any) -> Engine:
+    """An engine for a decoder: on native kernels if it was loaded to run as stored and they know its architecture."""
+    runner = native(loaded.checkpoint) if loaded.stored else None
+    return Engine(runner or cast(Decoder, loaded.model), loaded.tokenizer, **limits)
+
+
+def _wanted(spans: Batch) -> list[list[int]]:
+    """Per span the rows whose logits say what follows: of its sequence's last token, and of the drafts after it."""
+    rows = []
+    for (sequence, start, count), end in zip(spans, ends_of(spans), strict=True):
+        beyond = start + count - len(sequence.tokens)
+        rows.append([*range(end - 1 - beyond, end)] if beyond >= 0 else [])
+    return rows

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.errors import CutawayError
 
 
@@ -16,6 +17,8 @@ class SamplingParams:
     repetition_penalty: factor on scores of tokens of prompt or reply (Keskar et al. 2019, arXiv:1909.05858).
     presence_penalty, frequency_penalty: subtracted once, or per occurrence, from a reply's tokens (OpenAI).
     seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives told per token.
+    priority: higher goes first. tenant: who asks; tenants share time fairly, and no cached text. timeout: seconds.
+    constraint: what the reply may be.
     Errors: a value outside its range, by name.
     """
 
@@ -31,6 +34,10 @@ class SamplingParams:
     max_tokens: int = 256
     top_logprobs: int = 0
     ignore_eos: bool = False
+    priority: int = 0
+    tenant: str = ""
+    timeout: float | None = None
+    constraint: ConstraintSpec | None = None
 
     def __post_init__(self) -> None:
         for name, (holds, expected) in RANGES.items():
@@ -51,4 +58,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "frequency_penalty": (lambda v: -2 <= v <= 2, "between -2 and 2"),
     "max_tokens": (lambda v: v >= 1, "at least 1"),
     "top_logprobs": (lambda v: 0 <= v <= 100, "between 0 and 100"),
+    "priority": (lambda v: -100 <= v <= 100, "between -100 and 100"),
+    "timeout": (lambda v: v is None or v > 0, "above 0 seconds"),
 }

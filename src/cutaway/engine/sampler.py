@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cutaway.engine.constraints.constraint import apply
 from cutaway.engine.params import SamplingParams
 
 
@@ -152,15 +153,21 @@ def gumbel(seed: int, position: int, size: int) -> Tensor:
     return -torch.from_numpy(np.random.Generator(philox).standard_exponential(size)).log()
 
 
-def sample(logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0) -> Choice:
+def sample(
+    logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0,
+    mask_W: Tensor | None = None,
+) -> Choice:  # fmt: skip
     """Draw the next token after prompt + reply. trace: how many alternatives to describe in full.
+
+    mask_W: the tokens that a constraint allows, packed.
 
     Errors: FloatingPointError if the model computed something that is not a number.
     """
     logits_V = logits_V.float().cpu()
     if not logits_V.sum().isfinite():
         raise FloatingPointError("the model's logits are not finite")
-    shaped = shape(logits_V, params, prompt, reply)
+    allowed_V = logits_V if mask_W is None else apply(logits_V.clone()[None], mask_W[None])[0]
+    shaped = shape(allowed_V, params, prompt, reply)
     token = draw(shaped, params, len(prompt) + len(reply))
     logprobs_V = logits_V.log_softmax(-1)
     if not trace:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cutaway.engine.cache import KVCache
+from cutaway.engine.constraints.constraint import Constraint
+from cutaway.engine.pages import Chain
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import Choice
 from cutaway.text.tokenizer import Tokenizer
@@ -26,11 +27,10 @@ class Event:
 
 @dataclass(eq=False)
 class Sequence:
-    """tokens: prompt, then reply. computed: how many are in the cache; a step brings it up to len(tokens).
-
-    trace: how many alternatives each choice describes. text: the reply's. sent: how many of its characters
-    are released; the others might still become part of a stop string. finish: as in `Event`, or "abort".
-    source: what the encoder reads, in an encoder-decoder; the prompt is then its start token.
+    """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the others
+    might still become part of a stop string. trace: how many alternatives each choice describes. finish: as in
+    `Event`, or "abort", or "timeout". source: what the encoder reads, in an encoder-decoder; the prompt is then its
+    start token. cached: tokens that were found in pages when it began. For the others see `Schedulable`.
     """
 
     prompt: list[int]
@@ -38,30 +38,43 @@ class Sequence:
     tokenizer: Tokenizer
     trace: int = 0
     reply: list[int] = field(default_factory=list)
-    computed: int = 0
-    cache: KVCache | None = None
+    source: list[int] = field(default_factory=list)
+    limit: int = 0
+    chain: Chain = field(default_factory=Chain)
+    priority: int = 0
+    tenant: str = ""
+    deadline: float | None = None
+    constraint: Constraint | None = None
+
     finish: str | None = None
     text: str = ""
     sent: int = 0
-    source: list[int] = field(default_factory=list)
+    computed: int = 0
+    cached: int = 0
+    table: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    rank: tuple[float, int] = (0, 0)
+    awaited: int = 0
+    preempted: int = 0
 
     def __post_init__(self) -> None:
+        self.tokens = self.prompt + self.reply
         self.decoder = self.tokenizer.stream(continuing=True)
         self.text = "".join(map(self.decoder.push, self.reply))
         self.sent = len(self.text)
 
-    @property
-    def tokens(self) -> list[int]:
-        return self.prompt + self.reply
-
     def commit(self, choice: Choice, room: int) -> Event:
         """Append a drawn token. room: how many more tokens the context can hold after it."""
         self.reply.append(choice.token)
+        self.tokens.append(choice.token)
         offset = len(self.text)
         ended = choice.token in self.tokenizer.stop_ids and not self.params.ignore_eos
         if not ended:
             self.text += self.decoder.push(choice.token)
         full = len(self.reply) >= self.params.max_tokens or room <= 0
+        if self.constraint:
+            self.constraint.advance(choice.token)
+            ended = ended or (self.constraint.done and not self.tokenizer.stop_ids)
         if ended or full:
             self.text += self.decoder.flush()
         stop = find_stop(self.text, self.params.stop, self.sent)

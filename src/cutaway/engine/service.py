@@ -135,7 +135,8 @@ class Service:
 
     def _start(self, listeners: dict[Sequence, Listener]) -> None:
         self._listeners |= listeners
-        self.engine.waiting.extend(listeners)
+        for sequence in listeners:
+            self.engine.scheduler.add(sequence)
 
     def _stop(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:

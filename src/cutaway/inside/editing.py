@@ -107,7 +107,7 @@ def rewrite(
     wishes = wishes_of(tokenizer, fact, contexts)
     windows = torch.tensor(tokenizer.encode(text), device=model.device).split(WINDOW)
     edited = edit(model, place, wishes, covariance(model, place, windows), search=search or Search(), each=each)
-    after = replace(loaded, model=edited.model)
+    after = replace(loaded, make=lambda: edited.model)
     answer = wishes[0].ids[-wishes[0].answer]
     prompts = [("fact", fact.prompt), *(("paraphrase", p) for p in paraphrases), *(("neighbor", p) for p in neighbors)]
     asked = [ask((loaded, after), kind, prompt, answer) for kind, prompt in prompts]

@@ -7,6 +7,8 @@ import difflib
 from cutaway.errors import NotFound
 from cutaway.labs.arch.adaptive_softmax import adaptive_softmax
 from cutaway.labs.arch.capsule_routing import capsule_routing
+from cutaway.labs.arch.context_window import context_window
+from cutaway.labs.arch.denoising import denoising
 from cutaway.labs.arch.depth_width import depth_width
 from cutaway.labs.arch.dynamic_masking import dynamic_masking
 from cutaway.labs.arch.encoder_vs_decoder import encoder_vs_decoder
@@ -29,6 +31,7 @@ from cutaway.labs.attention.mla import mla
 from cutaway.labs.attention.multi_head import multi_head
 from cutaway.labs.attention.online_softmax import online_softmax
 from cutaway.labs.attention.packing import packing
+from cutaway.labs.attention.shared_kv import shared_kv
 from cutaway.labs.attention.softmax_choice import softmax_choice
 from cutaway.labs.attention.sqrt_d import sqrt_d
 from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
@@ -44,7 +47,10 @@ from cutaway.labs.inside.induction_heads import induction_heads
 from cutaway.labs.inside.senses import senses
 from cutaway.labs.inside.where_facts_live import where_facts_live
 from cutaway.labs.lab import Lab
+from cutaway.labs.moe.dense_first import dense_first
+from cutaway.labs.moe.expert_balance import expert_balance
 from cutaway.labs.moe.experts_counted import experts_counted
+from cutaway.labs.moe.fine_grained_experts import fine_grained_experts
 from cutaway.labs.norm.dropout import dropout_lab
 from cutaway.labs.norm.dropout_policy import dropout_policy
 from cutaway.labs.norm.init_scale import init_scale
@@ -54,10 +60,18 @@ from cutaway.labs.norm.pre_vs_post import pre_vs_post
 from cutaway.labs.norm.residual_path import residual_path
 from cutaway.labs.norm.rms_vs_layer import rms_vs_layer
 from cutaway.labs.norm.transformer_init import transformer_init
+from cutaway.labs.position.alibi import alibi
+from cutaway.labs.position.extend_context import extend_context
+from cutaway.labs.position.length_extrapolation import length_extrapolation
+from cutaway.labs.position.longer_by_training import longer_by_training
+from cutaway.labs.position.needle import needle
 from cutaway.labs.position.rope_extrapolation import rope_extrapolation
 from cutaway.labs.position.rope_scaling import rope_scaling
 from cutaway.labs.position.rotary import rotary
+from cutaway.labs.position.rotary_shift import rotary_shift
+from cutaway.labs.position.shifting import shift_test
 from cutaway.labs.position.sinusoids import sinusoidal
+from cutaway.labs.position.without_positions import without_positions
 from cutaway.labs.theory.adversarial_text import adversarial_text
 from cutaway.labs.theory.cross_entropy import cross_entropy_lab
 from cutaway.labs.theory.generative_vs_discriminative import generative_vs_discriminative
@@ -74,16 +88,21 @@ LABS: dict[str, Lab] = {
     lab.id: lab
     for lab in (
         one_run,
+        context_window,
         where_parameters,
         gpt_generations,
         model_map,
         depth_width,
         experts_counted,
+        expert_balance,
+        dense_first,
+        fine_grained_experts,
         ngram_vs_neural,
         sequence_to_sequence,
         long_range,
         parallel_over_time,
         three_families,
+        denoising,
         attention_steps,
         sqrt_d,
         multi_head,
@@ -98,10 +117,18 @@ LABS: dict[str, Lab] = {
         window_and_sinks,
         head_views,
         induction_heads,
+        without_positions,
         sinusoidal,
         rotary,
+        rotary_shift,
+        shift_test,
+        alibi,
         rope_scaling,
         rope_extrapolation,
+        extend_context,
+        length_extrapolation,
+        longer_by_training,
+        needle,
         residual_path,
         rms_vs_layer,
         layer_vs_batch,
@@ -121,6 +148,7 @@ LABS: dict[str, Lab] = {
         senses,
         analogies,
         why_kv_not_q,
+        shared_kv,
         mla,
         kv_cache,
         sampling,

@@ -189,6 +189,8 @@ def attend(q_BHQK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, question: Question, p
     if question.sinks_H is not None:  # a key of zeros scores nothing by itself, a value of zeros gives nothing
         mask = _with_sinks(mask, question.sinks_H, q_BHQK, keys)
         k_BGSK, v_BGSK = (F.pad(t, (0, 0, 0, 1)) for t in (k_BGSK, v_BGSK))
+    if mask is not None and mask.ndim == 3:  # the CPU's kernel knows masks of two or four axes, and steps aside else
+        mask = mask[None]
     return F.scaled_dot_product_attention(
         q_BHQK, k_BGSK, v_BGSK, mask, is_causal=fast, scale=question.scale, enable_gqa=heads != kv_heads
     )

@@ -79,10 +79,19 @@ def balance_step(bias_E: Tensor, counts_E: Tensor, speed: float) -> None:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[dict[str, list[Routing]]]:
-    """While open, every routing of every `Router` in `model`, by the router's name, in the order they were made."""
+    """While open, every routing of every `Router` in `model`, by the router's name, in the order they were made.
+
+    A pass that the backward pass makes again (gradient checkpointing, Chen et al. 2016, arXiv:1604.06174) is the same
+    tokens a second time and is not recorded.
+    """
     found: dict[str, list[Routing]] = {name: [] for name, m in model.named_modules() if isinstance(m, Router)}
+
+    def note(into: list[Routing], routing: Routing) -> None:
+        if not _in_backward():
+            into.append(routing)
+
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda m, inputs, out, into=into: into.append(out))
+        model.get_submodule(name).register_forward_hook(lambda m, inputs, out, into=into: note(into, out))
         for name, into in found.items()
     ]
     try:
@@ -90,3 +99,8 @@ def recorded(model: nn.Module) -> Iterator[dict[str, list[Routing]]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _in_backward() -> bool:
+    """Is autograd at work? What runs now is then being computed again."""
+    return bool(torch._C._current_graph_task_id() >= 0)

@@ -54,7 +54,9 @@ class Alibi(nn.Module):
 
     def forward(self, q_HQK: Tensor, k_GSK: Tensor, distance_QS: Tensor) -> Tensor:
         """bias_HQS in the dtype of q."""
-        slope_H11 = alibi_slopes(self.heads, q_HQK.device)[:, None, None]
+        slope_H11 = alibi_slopes(self.heads, q_HQK.device).to(torch.promote_types(q_HQK.dtype, torch.float32))[
+            :, None, None
+        ]
         return (-slope_H11 * distance_QS.abs()).to(q_HQK.dtype)
 
 

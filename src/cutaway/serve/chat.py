@@ -26,7 +26,8 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs = true", param="top_logprobs", code="invalid_value")
     # In a thread: a long prompt must not hold up the streams of others.
-    prompt = await asyncio.to_thread(tokenizer.chat, [as_template_message(m) for m in body.messages])
+    messages, variables = [as_template_message(m) for m in body.messages], body.chat_template_kwargs
+    prompt = await asyncio.to_thread(lambda: tokenizer.chat(messages, **tokenizer.chat_variables(variables)))
     top = body.top_logprobs or 0
     generation = begin(
         request,

@@ -27,11 +27,11 @@ LONG = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 
 def waiting(service: Service) -> int:
     """Sequences that were let in but are not computed yet."""
-    return max(0, service.gate.inside - len(service.engine.running))
+    return max(0, service.gate.inside - len(service.engine.scheduler.running))
 
 
 GAUGES: tuple[tuple[str, str, Callable[[Service], float]], ...] = (
-    ("num_requests_running", "Sequences being computed.", lambda service: len(service.engine.running)),
+    ("num_requests_running", "Sequences being computed.", lambda service: len(service.engine.scheduler.running)),
     ("num_requests_waiting", "Sequences accepted, not begun.", waiting),
 )
 

@@ -1,4 +1,5 @@
-"""What clients may ask, as OpenAI names it, with vLLM's top_k, min_p, repetition_penalty and ignore_eos.
+"""What clients may ask, as OpenAI names it, with vLLM's top_k, min_p, repetition_penalty, ignore_eos and
+chat_template_kwargs.
 
 Nothing is ignored that would change the answer: an unknown field, or a known one that is not supported, is
 refused by name. Fields that cannot matter here are listed in tables, with the values for which that is so.
@@ -191,6 +192,7 @@ class ChatRequest(Sampling):
 
     inert = CHAT
     messages: Annotated[list[Message], Len(1)]
+    chat_template_kwargs: dict[str, Any] = {}
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = False

@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from cutaway.engine.engine import Engine
+from cutaway.engine.engine import engine_of
 from cutaway.engine.service import Gate, Service
-from cutaway.models.decoder import Decoder
 from cutaway.models.encoder import Encoder
 from cutaway.weights.checkpoint import Loaded
 
@@ -27,13 +27,12 @@ class Served:
 
     @property
     def encoder(self) -> Encoder | None:
-        model = self.loaded.model
-        return model if isinstance(model, Encoder) else None
+        return cast(Encoder, self.loaded.model) if self.loaded.spec.pooling else None
 
     @property
     def context(self) -> int:
         """Longest input, for a decoder with its reply, in tokens."""
-        return self.service.engine.context if self.service else self.loaded.model.spec.context
+        return self.service.engine.context if self.service else self.loaded.spec.context
 
     @property
     def alive(self) -> bool:
@@ -53,7 +52,7 @@ def serve_model(
 ) -> Served:
     """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits."""
     gate = Gate(max_waiting + 1)
-    if not isinstance(loaded.model, Decoder):
+    if loaded.spec.pooling:
         return Served(name or loaded.name, loaded, gate=gate)
-    engine = Engine(loaded.model, loaded.tokenizer, context=context, running=running)
+    engine = engine_of(loaded, context=context, running=running)
     return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate)

@@ -23,6 +23,7 @@ from cutaway.errors import CutawayError
 from cutaway.text.added import AddedToken, Finder
 
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function", "ipython"))
+PROMPT = ("self", "messages", "tools", "documents", "add_generation_prompt")  # what a prompt is made of
 _NONCHARACTERS, _PRIVATE_USE = range(0xFDD0, 0xFDF0), range(0xE000, 0xF900)
 
 Message = Mapping[str, Any]

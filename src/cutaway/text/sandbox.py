@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -151,6 +151,13 @@ def _compiled(template: str) -> Any:
     except (TemplateError, RecursionError, MemoryError) as error:
         hint = "pass another template, or use completions"
         raise CutawayError(f"the chat template is not valid Jinja: {error}", "chat_template", hint) from None
+
+
+def variables(template: str) -> frozenset[str]:
+    """The names that a template asks its caller for. Errors: it is not valid Jinja."""
+    _compiled(template)
+    environment = _Environment()
+    return frozenset(meta.find_undeclared_variables(environment.parse(template)) - set(environment.globals))
 
 
 def render(template: str, variables: dict[str, Any]) -> str:

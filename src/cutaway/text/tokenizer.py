@@ -16,7 +16,7 @@ from cutaway.errors import CutawayError
 from cutaway.text import decoding, gguf_reader, gguf_writer, huggingface, pieces, sandbox
 from cutaway.text.added import Finder
 from cutaway.text.alphabet import to_letters
-from cutaway.text.chat import Guard, check, sign_for
+from cutaway.text.chat import PROMPT, Guard, check, sign_for
 from cutaway.text.explain import Step, explain
 from cutaway.text.frame import Slot, pair_slots, template_ids
 from cutaway.text.recipe import END_TOKENS, Recipe, blaming, build_model
@@ -220,6 +220,19 @@ class Tokenizer:
         guarded = [self._guard.apply(value, sign) for value in (checked, tools, variables)]
         prompt = self._render(guarded[0], guarded[1], add_generation_prompt, guarded[2])
         return self._ids(self.stretches(prompt, sign=sign))
+
+    def chat_variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given`, to be handed to `chat`: what the template may be told, such as Qwen3's enable_thinking.
+
+        Errors: it does not ask for one of them, or takes it from elsewhere. Nothing is silently ignored.
+        """
+        names = sandbox.variables(self.chat_template) if self.chat_template and given else ()
+        known = {*names} - {*PROMPT, *(f"{role}_token" for role in self.recipe.roles)}
+        for name in given:
+            if name not in known:
+                hint = f"it has {', '.join(sorted(known))}" if known else "leave it out"
+                raise CutawayError(f"the chat template has no variable {name!r}", "chat_template_kwargs", hint)
+        return {**given}
 
     @cached_property
     def _guard(self) -> Guard:

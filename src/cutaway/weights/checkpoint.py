@@ -31,6 +31,7 @@ from cutaway.weights import gguf, safetensors, sources
 from cutaway.weights.packed import Unpacked
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+STORED = "stored"
 DAMAGED = "the file is damaged"
 
 Each = Callable[[int, int], None]
@@ -57,6 +58,7 @@ class Checkpoint:
     stored: Mapping[str, str]
     read: Callable[[str], Tensor]
     read_tokenizer: Callable[[], Tokenizer]
+    raw: Callable[[str], Tensor] | None = None  # the bytes of a foreign tensor, where its format is one of blocks
 
     @cached_property
     def bindings(self) -> dict[str, Binding]:
@@ -93,6 +95,27 @@ class Checkpoint:
         model = build(self.spec, "meta")
         model.load_state_dict(state, assign=True, strict=False)  # a shared tensor has one name here, two there
         return model.eval()
+
+    def tensor(self, ours: str) -> Tensor:
+        """One of our parameters, in the numbers that the file has or decodes to."""
+        return dict(self._parts(self.bindings[ours]))[ours]
+
+    def stored_rows(self, ours: str) -> tuple[Tensor, Tensor, str] | None:
+        """One of our matrices as it is stored: the file's rows, uint8 [N, bytes], which of them each of ours is, [N],
+        and their format.
+
+        None where rows of ours are not rows of the file's. The table moves rows; where each comes from is found by
+        letting it move their numbers.
+        """
+        row, shape = self.bindings[ours], self._shapes[ours]
+        if self.raw is None or len(row.theirs) > 1 or len(shape) != 2:
+            return None
+        count = self.shapes[row.theirs[0]][0]
+        numbers = torch.arange(count)[:, None]
+        moved = dict(zip(row.ours, row.via.load(numbers, self.spec) if row.via else (numbers,), strict=True))[ours]
+        if moved.shape != (shape[0], 1):
+            return None
+        return self.raw(row.theirs[0]).view(count, -1), moved[:, 0], self.stored[row.theirs[0]]
 
     def stored_type(self, ours: str) -> str:
         """The type on disk of the tensor behind one of our parameters."""
@@ -145,24 +168,42 @@ def _of_tensorflow(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model ready to run, with the tokenizer it was trained with."""
+    """A model ready to run, with the tokenizer it was trained with.
+
+    make: reads the weights, when `model` is first asked for. stored: run the file's own numbers where that is possible.
+    """
 
     name: str
-    model: Decoder | Encoder
+    spec: Spec
     tokenizer: Tokenizer
     checkpoint: Checkpoint
+    make: Callable[[], Decoder | Encoder]
+    stored: bool = False
+
+    @cached_property
+    def model(self) -> Decoder | Encoder:
+        """Its modules, every weight a number."""
+        return self.make()
 
 
 def load(source: str, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """The model that `source` names: a path, or anything that was pulled. Errors: see `Checkpoint`."""
-    if dtype not in DTYPES:
-        raise CutawayError(f"unknown dtype {dtype!r}", "dtype", f"known: {', '.join(DTYPES)}")
+    """The model that `source` names: a path, or anything that was pulled. Errors: see `Checkpoint`.
+
+    dtype: of the modules' weights, read at once; `STORED` leaves them in the file until somebody wants them.
+    """
+    if dtype not in (STORED, *DTYPES):
+        raise CutawayError(f"unknown dtype {dtype!r}", "dtype", f"known: {', '.join((STORED, *DTYPES))}")
     _check_device(device)
-    checkpoint = open_checkpoint(sources.resolve(source))
+    checkpoint, stored = open_checkpoint(sources.resolve(source)), dtype == STORED and device == "cpu"
     tokenizer = checkpoint.read_tokenizer()  # first: it is what a folder lacks most often, and it is quick
-    return Loaded(display_name(source), checkpoint.model(DTYPES[dtype], device), tokenizer, checkpoint)
+    numbers = DTYPES.get(dtype, torch.float32)
+    loaded = Loaded(
+        display_name(source), checkpoint.spec, tokenizer, checkpoint, lambda: checkpoint.model(numbers, device), stored
+    )
+    assert checkpoint.bindings if stored else loaded.model
+    return loaded
 
 
 def _check_device(name: str) -> None:
@@ -213,6 +254,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         stored={name: info.type for name, info in file.tensors.items()},
         read=file.load,
         read_tokenizer=lambda: Tokenizer.from_gguf(file.metadata),
+        raw=file.raw,
     )
 
 

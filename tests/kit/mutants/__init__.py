@@ -6,6 +6,8 @@ from kit.mutants import (
     attention_forms,
     budget,
     classics,
+    constraints,
+    denoising,
     encoders,
     experts,
     formats,
@@ -13,11 +15,13 @@ from kit.mutants import (
     losses,
     models,
     norms,
+    pages,
     positions,
     questions,
     running,
     sampling,
     text,
+    vectors,
 )
 from kit.mutation import Mutant
 
@@ -26,6 +30,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *encoders.MUTANTS,
     *running.MUTANTS,
     *sampling.MUTANTS,
+    *constraints.MUTANTS,
     *formats.MUTANTS,
     *text.MUTANTS,
     *positions.MUTANTS,
@@ -37,4 +42,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *attention_forms.MUTANTS,
     *inside.MUTANTS,
     *budget.MUTANTS,
+    *denoising.MUTANTS,
+    *pages.MUTANTS,
+    *vectors.MUTANTS,
 )

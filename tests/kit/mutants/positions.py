@@ -82,7 +82,7 @@ READ = mutants(
         edit("cutaway.nn.attention:BlockDiagonal.reach", "ends(positions_T, self.lengths)", "ends(positions_T, [len(positions_T)])")),
     ("reach: of the span, not of the text", "cache phi3-long", edit("cutaway.engine.cache:Spans.reach", ".maximum(told_T)", "")),
     ("reach: the engine does not say how long a text may become", "replies phi3-long",
-        edit("cutaway.engine.engine:Engine._cache", "prompt + 64, reach)", "prompt + 64)")),
+        edit("cutaway.engine.runner:Modules._memory", "Paged(self.pool, sequence.limit)", "Paged(self.pool)")),
     ("reach: as if texts were longer", "values phi3-long", edit("cutaway.nn.attention:ends", "- 1] + 1)", "- 1] + 20)")),
     ("tables: partial rotation ignored", "values phi3", edit(FAMILIES + "rope:read_rope", "part != 1.0", "part > 1.0")),
     ("tables: a stated attention factor dropped", "values llama-yarn", edit(FAMILIES + "rope:_optional", "float(value)", "None")),

@@ -6,25 +6,37 @@ from __future__ import annotations
 
 from kit.mutation import edit, mutants
 
-ENGINE, SENTENCES = "cutaway.engine.engine:Engine.", "cutaway.embed.sentences:"
+STEP, RUNNER, CACHE = "cutaway.engine.engine:", "cutaway.engine.runner:", "cutaway.engine.cache:"
+ENGINE, MODULES, SENTENCES = STEP + "Engine.", RUNNER + "Modules.", "cutaway.embed.sentences:"
 
 # fmt: off
 MUTANTS = mutants(
     ("engine: positions begin anew with every span", "replies gpt2",
-        edit(ENGINE + "step", "torch.arange(s.computed, s.computed + n, device=device)", "torch.arange(n, device=device)")),
+        edit(MODULES + "run", "torch.arange(start, start + count, device=device)", "torch.arange(count, device=device)")),
     ("engine: positions one late", "replies gpt2",
-        edit(ENGINE + "step", "torch.arange(s.computed, s.computed + n, device=device)", "torch.arange(s.computed + 1, s.computed + n + 1, device=device)")),
+        edit(MODULES + "run", "torch.arange(start, start + count, device=device)", "torch.arange(start + 1, start + count + 1, device=device)")),
     ("engine: last tokens for next tokens", "replies llama",
-        edit(ENGINE + "step", "s.tokens[s.computed:s.computed + n]", "s.tokens[len(s.tokens) - n:]")),
+        edit(RUNNER + "tokens_of", "sequence.tokens[start:start + count]", "sequence.tokens[len(sequence.tokens) - count:]")),
     ("engine: logits of the token before", "replies llama",
-        edit(ENGINE + "step", "hidden_TD[[end for _, end in ready]]", "hidden_TD[[max(end - 1, 0) for _, end in ready]]")),
+        edit(STEP + "_wanted", "range(end - 1 - beyond, end)", "range(max(end - 2 - beyond, 0), max(end - 1, 1))")),
     ("engine: logits of another sequence", "replies llama",
-        edit(ENGINE + "step", "zip(ready, logits_RV, strict=True)", "zip(ready, logits_RV.flip(0), strict=True)")),
+        edit(ENGINE + "step", "logits_RV.split", "logits_RV.flip(0).split")),
     ("engine: a piece of the prompt is answered", "replies llama",
-        edit(ENGINE + "step", "if s.computed == len(s.tokens)", "if s.computed > 0")),
+        edit(STEP + "_wanted", "if beyond >= 0 else []", "if beyond >= 0 else [end - 1]")),
     ("engine: reply written over the cache's end", "replies llama",
-        edit(ENGINE + "step", "Spans([(self._cache(s), s.computed, n) for s, n in spans])",
-             "Spans([(self._cache(s), max(s.computed - (n == 1), 0), n) for s, n in spans])")),
+        edit(MODULES + "run", "Spans([(self._memory(s, start), start, count)", "Spans([(self._memory(s, start), max(start - (count == 1), 0), count)")),
+    ("engine: a wrong draft is kept", "speculated llama",
+        edit(ENGINE + "_advance", "choice.token != draft or sequence.finish", "draft < 0 or sequence.finish")),
+    ("engine: drafts accepted that are not computed", "speculated llama",
+        edit(ENGINE + "_advance", "max(0, len(events) - 1)", "len(events)")),
+    ("engine: only the last draft's logits", "speculated llama",
+        edit(STEP + "_wanted", "range(end - 1 - beyond, end)", "range(end - 1, end)")),
+    ("engine: drafts computed in place of the last token", "speculated llama",
+        edit(RUNNER + "tokens_of", "sequence.tokens[start:start + count] + sequence.drafts", "sequence.drafts + sequence.tokens[start:start + count]")),
+    ("cache: a page of another sequence", "replies llama",
+        edit(CACHE + "Paged.open", "torch.tensor(table)", "torch.tensor(table) * 0")),
+    ("cache: a page's tokens in reverse when read", "replies llama",
+        edit(CACHE + "Paged.get", "self.slots_S[first:end]", "self.slots_S[first:end].flip(0)")),
     ("sentences: in the order of their lengths", "sentences bert",
         edit(SENTENCES + "encode_ids", "vectors_ND[batch] = _encode_batch(model, [rows[j] for j in batch])\n    return vectors_ND",
              "vectors_ND[batch] = _encode_batch(model, [rows[j] for j in batch])\n    return vectors_ND[sorted(range(len(rows)), key=lambda i: len(rows[i]))]")),

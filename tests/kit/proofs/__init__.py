@@ -12,6 +12,8 @@ from kit.proofs import (
     attention_forms,
     budget,
     classics,
+    constraints,
+    denoising,
     encoders,
     experts,
     formats,
@@ -20,11 +22,13 @@ from kit.proofs import (
     models,
     norms,
     packed,
+    pages,
     positions,
     questions,
     running,
     sampling,
     text,
+    vectors,
 )
 
 PROOFS: dict[str, Callable[[], object]] = {
@@ -32,6 +36,7 @@ PROOFS: dict[str, Callable[[], object]] = {
     **encoders.PROOFS,
     **formats.PROOFS,
     **sampling.PROOFS,
+    **constraints.PROOFS,
     **running.PROOFS,
     **text.PROOFS,
     **positions.PROOFS,
@@ -44,5 +49,8 @@ PROOFS: dict[str, Callable[[], object]] = {
     **inside.PROOFS,
     **budget.PROOFS,
     **ahead.PROOFS,
+    **denoising.PROOFS,
+    **vectors.PROOFS,
     **packed.PROOFS,
+    **pages.PROOFS,
 }

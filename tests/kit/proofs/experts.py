@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
@@ -19,7 +20,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBl
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
-from cutaway.nn.balance import balance_loss, balance_step, load_of, z_loss
+from cutaway.nn.balance import balance_loss, balance_step, load_of, recorded, z_loss
 from cutaway.nn.experts import Experts, ExpertsSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.routing import Router, RouterSpec
@@ -215,8 +216,44 @@ def bias_step() -> float:
     return agree([bias_E], [torch.tensor(expected, dtype=torch.float64)], 1e-15)
 
 
+def recomputed() -> float:
+    """Two batches of one optimizer step, the layer computed again in the backward pass: each token counts once.
+
+    Against the same step without recomputation: counts, the bias after it, gradients with the balance loss in them.
+    """
+    batches = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(5)).double()
+    ways: list[Callable[..., Any]] = [
+        lambda layer, x_TD: layer(x_TD),
+        partial(checkpoint, use_reentrant=False),
+        partial(checkpoint, use_reentrant=True),
+    ]
+    plain, again, reentrant = (_stepped(way, batches) for way in ways)
+    assert plain[0] == again[0] == reentrant[0], f"counts {plain[0]}, recomputed {again[0]} and {reentrant[0]}"
+    assert sum(plain[0]) == 2 * TOKENS * CHOSEN, f"{sum(plain[0])} choices of {2 * TOKENS * CHOSEN}"
+    return agree([*again[1], reentrant[1][0]], [*plain[1], plain[1][0]], 1e-14)
+
+
+def _stepped(way: Callable[..., Any], batches: Tensor) -> tuple[list[int], list[Tensor]]:
+    """Counts of a step; the choice bias after it, and the gradients."""
+    ours = Experts(WIDTH, CASES["deepseek3"].spec).double()
+    make_loud(ours)
+    loss = batches.new_zeros(())
+    with recorded(ours) as found:
+        for x_TD in batches:
+            loss = loss + way(ours, x_TD.requires_grad_()).square().sum()
+        assert len(found["router"]) == len(batches), f"{len(found['router'])} routings of {len(batches)} batches"
+        loss = loss + balance_loss(*found["router"])
+        loss.backward()
+    counts_E = torch.stack([r.counts_E for r in found["router"]]).sum(0)
+    assert ours.router.choice_bias is not None
+    balance_step(ours.router.choice_bias, counts_E, 0.01)
+    gradients = [p.grad for p in ours.parameters() if p.grad is not None]
+    return counts_E.tolist(), [ours.router.choice_bias.detach(), *gradients]
+
+
 PROOFS: dict[str, Callable[[], float]] = {f"experts {name}": partial(block, name) for name in CASES} | {
     "experts capacity": capacity,
     "experts losses": losses,
     "experts bias": bias_step,
+    "experts recomputed": recomputed,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,41 @@ def replies(name: str) -> None:
         assert torch.allclose(torch.tensor(logprobs[sequence]).double(), expected_TV.max(-1).values, atol=1e-4)
 
 
+class Said:
+    """Drafts that are right, wrong from some place on, or too many, one after the other; the true ones are `reply`."""
+
+    def __init__(self, prompt: list[int], reply: list[int]) -> None:
+        self.whole, self.asked = prompt + reply, 0
+
+    def propose(self, tokens: Any) -> list[int]:
+        """Of five guesses the first few are right."""
+        self.asked += 1
+        coming = self.whole[len(tokens) : len(tokens) + 5]
+        return [t if i != self.asked % 4 else t + 1 for i, t in enumerate(coming)]
+
+
+def speculated(name: str) -> None:
+    """Whatever the drafts, the reply is the same, in fewer steps, and log-probabilities too."""
+    model = twins.ours(twins.twin(name))
+    assert isinstance(model, Decoder)
+    prompt, params = twins.prompts((19,))[0].tolist(), SamplingParams(temperature=0, max_tokens=20)
+    make = partial(Engine, model, twins.Tokenizerless())  # type: ignore[arg-type]
+    plain, expected, _ = _run(make(), prompt, params)
+    reply, logprobs, steps = _run(make(drafter=Said(prompt, plain)), prompt, params)
+    assert reply == plain
+    assert torch.allclose(logprobs, expected, atol=1e-5)
+    assert steps < len(plain) * 3 // 4, f"{steps} steps for {len(plain)} tokens"
+
+
+def _run(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[list[int], Tensor, int]:
+    """The reply, its log-probabilities and how many steps it took; fifty at most, whatever is wrong."""
+    sequence, events, steps = engine.add(prompt, params), [], 0
+    while engine.busy and steps < 50:
+        events += [event for _, event in engine.step()]
+        steps += 1
+    return sequence.reply, torch.tensor([event.choice.logprob for event in events]), steps
+
+
 def _next(twin: twins.Twin, tokens: list[int]) -> Tensor:
     with all_float64(), torch.no_grad():
         return twin.reference(torch.tensor([tokens])).logits[0]
@@ -64,5 +100,6 @@ def sentences(name: str) -> float:
 
 PROOFS = {
     **{f"replies {name}": partial(replies, name) for name in ("llama", "gemma3", "gpt2")},
+    "speculated llama": partial(speculated, "llama"),
     "sentences bert": partial(sentences, "bert"),
 }

@@ -43,8 +43,8 @@ class Same(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Sequences of n tokens: tokens per second of each way; how often one has to wait for what another position "
-    "made."""
+    """Sequences of n tokens. rate: tokens per second of each way. waits: how often a position has to wait for what
+    another made."""
 
     n: int
     rows: int

@@ -147,7 +147,7 @@ class Bench:
         wishes = wishes_of(self.loaded.tokenizer, case.fact, self.contexts)
         answer = wishes[0].ids[-wishes[0].answer]
         edited = edit(decoder(self.loaded), place, wishes, covariance_NN, search=Search())
-        models = self.loaded, replace(self.loaded, model=edited.model)
+        models = self.loaded, replace(self.loaded, make=lambda: edited.model)
         fact = ask(models, "fact", case.fact.prompt, answer)
         followed = [ask(models, "paraphrase", prompt, answer) for prompt in case.paraphrases]
         kept = [ask(models, "neighbor", prompt, answer) for prompt in case.neighbors]

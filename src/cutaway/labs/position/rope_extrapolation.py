@@ -14,23 +14,17 @@ from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
-from cutaway.labs.training import fit, fresh, loss_of, next_bytes, prose, small_spec, with_layers
-from cutaway.models.block import positions_of
+from cutaway.labs.position.lengths import BINS, TIMES, beyond, held_out_texts, losses, quarters, taught
+from cutaway.labs.training import fresh, small_spec, with_layers
 from cutaway.models.decoder import Decoder
 from cutaway.models.spec import LayerSpec
 from cutaway.nn.attention import AttentionSpec, BlockDiagonal, Question, attention_weights
 from cutaway.nn.positions import RopeSpec, rope_frequencies
-
-TIMES = 4  # texts are this many times as long as the trained length
-BINS = 4  # per trained length
-TRAINED_BYTES = 1024  # of each step
-ROWS = 8  # texts read at once
 
 
 class Unfinished(NamedTuple):
@@ -70,7 +64,7 @@ def rope_extrapolation(
     texts: Annotated[int, Knob("held-out texts read", "读入的留出文本数", quick=64, min=8, max=1024)] = 128,
 ) -> Finding:
     known = [unfinished(1e4, 128, 4096), unfinished(5e5, 128, 8192), unfinished(1e4, 16, trained)]
-    model = train(run, trained, steps)
+    model = taught(fresh(small_spec(context=TIMES * trained), run.seed), trained, steps, run)
     found = read(model, trained, texts, run)
     return Finding(
         table=_table(known, found, trained),
@@ -84,14 +78,6 @@ def unfinished(base: float, dim: int, context: int) -> Unfinished:
     """Count the pairs whose wavelength is longer than the context."""
     wavelength_k = 2 * math.pi / rope_frequencies(RopeSpec(base), dim)
     return Unfinished(base, dim, context, float(wavelength_k[-1]), int((wavelength_k > context).sum()))
-
-
-def train(run: Run, length: int, steps: int) -> Decoder:
-    """A small rotary model on nine tenths of the text, in stretches of `length` bytes."""
-    text, model = prose(), fresh(small_spec(context=TIMES * length), run.seed)
-    task = next_bytes(text[: len(text) * 9 // 10], length, TRAINED_BYTES // length)
-    fit(model.parameters(), lambda generator: loss_of(model, task(generator)), steps, run, "training", seed=run.seed)
-    return model
 
 
 class Scores(BlockDiagonal):
@@ -116,25 +102,20 @@ class Scores(BlockDiagonal):
         self.spread.append([float(s.std(-1, correction=0).mean()) for s in bins])
         self.largest.append([float(s.abs().quantile(0.999)) for s in bins])
         weights_HTS = attention_weights(q_HTK, k_HTK, question)
-        self.beyond.append(float(weights_HTS.tril(-self.trained)[:, -self.trained :].sum(-1).mean()))
+        self.beyond.append(float(beyond(weights_HTS, self.trained).mean()))
         return super().attend(layer, q_THK, k_TGK, v_TGK, question)
 
 
 @torch.inference_mode()
 def read(model: Decoder, trained: int, texts: int, run: Run) -> Read:
     """Held-out texts of `TIMES` the trained length, each with all in sight and with a window."""
-    text, length = prose(), TIMES * trained
-    task, generator = next_bytes(text[len(text) * 9 // 10 :], length, ROWS), run.generator()
-    narrow = with_window(model, trained)
-    contexts: list[Scores] = []
-    losses: dict[Decoder, list[Tensor]] = {model: [], narrow: []}
-    for _ in run.each(range(texts // ROWS), "reading, batch"):
-        batch = task(generator)
-        contexts.append(Scores(batch.lengths, trained))
-        for reader, context in ((model, contexts[-1]), (narrow, BlockDiagonal(batch.lengths))):
-            logits_TV = reader.logits(reader(batch.inputs_T, positions_of(batch.lengths), context))
-            losses[reader].append(F.cross_entropy(logits_TV, batch.targets_T, reduction="none").view(ROWS, length))
-    by_bin = [[float(b.mean()) for b in torch.cat(seen).split(trained // BINS, 1)] for seen in losses.values()]
+    narrow, batches = with_window(model, trained), held_out_texts(TIMES * trained, texts, run.generator())
+    contexts = [Scores(batch.lengths, trained) for batch in batches]
+    whole, windowed = list[Tensor](), list[Tensor]()
+    for batch, context in run.each([*zip(batches, contexts, strict=True)], "reading"):
+        whole.append(losses(model, batch, context))
+        windowed.append(losses(narrow, batch))
+    by_bin = [[float(b.mean()) for b in torch.cat(seen).split(trained // BINS, 1)] for seen in (whole, windowed)]
     return Read(
         whole=by_bin[0],
         windowed=by_bin[1],
@@ -144,12 +125,12 @@ def read(model: Decoder, trained: int, texts: int, run: Run) -> Read:
     )
 
 
-def with_window(model: Decoder, window: int) -> Decoder:
-    """The same weights, every layer seeing its last `window` positions."""
+def with_window(model: Decoder, window: int, anchors: int = 0) -> Decoder:
+    """The same weights, every layer seeing its last `window` positions, and the first ones that are anchors."""
 
     def seeing_less(layer: LayerSpec) -> LayerSpec:
         assert isinstance(layer.attention, AttentionSpec)
-        return replace(layer, attention=replace(layer.attention, window=window))
+        return replace(layer, attention=replace(layer.attention, window=window, anchors=anchors))
 
     narrow = fresh(with_layers(model.spec, seeing_less), 0)
     narrow.load_state_dict(model.state_dict())
@@ -160,17 +141,12 @@ def _columns(rows: list[list[float]]) -> list[float]:
     return [statistics.mean(column) for column in zip(*rows, strict=True)]
 
 
-def _quarters(bins: list[float]) -> list[float]:
-    """Means over stretches of the trained length."""
-    return [statistics.mean(bins[i : i + BINS]) for i in range(0, len(bins), BINS)]
-
-
 def _table(known: Sequence[Unfinished], found: Read, trained: int) -> Table:
     rows: list[list[Cell]] = [
         [f"base {u.base:,.0f}, {u.dim} coordinates, trained on {u.context:,}: pairs never turned", u.pairs, u.dim // 2]
         for u in known
     ]
-    parts = zip(*(_quarters(bins) for bins in found[:4]), strict=True)
+    parts = zip(*(quarters(bins) for bins in found[:4]), strict=True)
     for i, (whole, windowed, spread, largest) in enumerate(parts):
         where = f"{i * trained} to {(i + 1) * trained}"
         rows += [
@@ -193,7 +169,7 @@ def _plot(found: Read, trained: int) -> Plot:
 
 def _checks(known: Sequence[Unfinished], found: Read, trained: int) -> list[Check]:
     published = known[0]
-    whole, windowed = _quarters(found.whole), _quarters(found.windowed)
+    whole, windowed = quarters(found.whole), quarters(found.windowed)
     return [
         check(
             published.pairs == 18 and round(published.slowest) == 54_410,
@@ -219,7 +195,7 @@ def _checks(known: Sequence[Unfinished], found: Read, trained: int) -> list[Chec
 
 def _verdict(known: Sequence[Unfinished], found: Read, trained: int) -> Words:
     published, own = known[0], known[-1]
-    whole, windowed, spread, largest = (_quarters(bins) for bins in found[:4])
+    whole, windowed, spread, largest = (quarters(bins) for bins in found[:4])
     wider = "widens" if min(spread[1:]) > spread[0] else "does not widen"
     wider_zh = "变宽了" if min(spread[1:]) > spread[0] else "并没有变宽"
     return both(

@@ -57,7 +57,7 @@ def output_distribution(
     every: Annotated[
         int, Knob("of the vocabulary, look at every n-th word", "每隔几个词看一个", quick=16, min=1, max=1000)
     ] = 1,
-    draws: Annotated[int, Knob("draws per distribution", "每个分布的抽样次数", quick=1000, min=100, max=10**6)] = 5000,
+    draws: Annotated[int, Knob("draws per distribution", "每个分布的抽样次数", quick=300, min=100, max=10**6)] = 5000,
     symbols: Annotated[
         int, Knob("symbols in the countable toy", "可数小例子的符号数", quick=2000, min=100, max=10**6)
     ] = 20_000,

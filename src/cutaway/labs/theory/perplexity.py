@@ -95,7 +95,7 @@ class Score(NamedTuple):
         "What does perplexity mean, when are two values comparable, and does a better one mean a better task score?",
         "困惑度是什么意思？何时可以比较？更低的困惑度意味着任务做得更好吗？",
     ),
-    seconds={"quick": 8, "full": 110},
+    seconds={"quick": 5, "full": 110},
 )
 def perplexity(
     run: Run,
@@ -105,15 +105,15 @@ def perplexity(
         str, Knob("another, with a tokenizer of its own; none to skip", "另一个模型，分词器不同；留空则跳过", quick="")
     ] = "gemma-3-270m",
     learned: Annotated[
-        int, Knob("bytes of text to learn from", "学习用文本的字节数", quick=100_000, min=10_000, max=10**7)
+        int, Knob("bytes of text to learn from", "学习用文本的字节数", quick=40_000, min=10_000, max=10**7)
     ] = 400_000,
-    held_out: Annotated[int, Knob("bytes of text to score", "评分文本的字节数", quick=800, min=500, max=50_000)] = 4000,
+    held_out: Annotated[int, Knob("bytes of text to score", "评分文本的字节数", quick=500, min=500, max=50_000)] = 4000,
     steps: Annotated[
         int, Knob("training steps of the small models", "小模型的训练步数", quick=40, min=1, max=10**5)
     ] = 400,
     width: Annotated[int, Knob("their width", "小模型的宽度", quick=32, min=16, max=512)] = 96,
     tuning: Annotated[
-        int, Knob("steps of more training of the model", "大模型继续训练的步数", quick=5, min=1, max=10**4)
+        int, Knob("steps of more training of the model", "大模型继续训练的步数", quick=3, min=1, max=10**4)
     ] = 40,
     window: Annotated[int, Knob("tokens a window holds", "窗口的词元数", quick=32, min=8, max=2048)] = 128,
     finest: Annotated[

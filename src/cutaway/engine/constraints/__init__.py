@@ -1,0 +1,1 @@
+"""Constrained decoding: languages that a reply is kept in, and the masks that keep it there."""

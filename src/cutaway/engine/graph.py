@@ -1,0 +1,227 @@
+"""A model as a tape of native operations, recorded once and replayed every step.
+
+    embed, then for each layer                                  x: the residual stream
+        norm            x -> h
+        linear          h -> q, k, v
+        turn            q, k normalized and rotated; k, v into their page
+        attend, merge   q over the pages of its sequence -> a
+        linear          a -> added to x
+        norm            x -> h
+        feed            h -> hidden units f
+        linear          f -> added to x
+    norm and linear over the wanted rows -> logits
+
+Rows of the batch are tokens of any number of sequences, at any places in them: there are no phases. What a row comes
+to does not depend on the others, to the bit (see kernels.cpp). `refusal` says which architectures it cannot record;
+they run on the model's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cutaway.engine.matrices import Source, interleaved, joined, pack
+from cutaway.models.spec import LayerSpec, Spec
+from cutaway.native.packing import GROUP, LANES
+from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape
+from cutaway.nn.attention import AttentionSpec
+from cutaway.nn.feed_forward import FeedForwardSpec
+from cutaway.nn.norms import NormSpec
+from cutaway.nn.positions import rotation, sinusoids
+
+PAGE = 32  # tokens of a page, as in kernels.cpp
+ADAPTIVE = ("dynamic", "longrope")  # rotations that depend on how long the text becomes
+
+
+class Graph:
+    """The tape of one model. pages: how many the cache has. tokens, rows: the most of a step.
+
+    keys, values: per layer float16 [pages, G, E, 32] and [pages, G, 32, E].
+    """
+
+    def __init__(
+        self, spec: Spec, source: Source, *, context: int, pages: int, tokens: int, rows: int, march: str = "native"
+    ) -> None:
+        self.spec, self.source, self.tape = spec, source, Tape(march)
+        sizes = [(pages, layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]  # type: ignore[union-attr]
+        self.keys = [torch.zeros(p, g, e, PAGE, dtype=torch.float16) for p, g, e in sizes]
+        self.values = [torch.zeros(p, g, PAGE, e, dtype=torch.float16) for p, g, e in sizes]
+        self._buffers(tokens, rows)
+        self._embed(context)
+        self.turns = self._turns(context)
+        for i, layer in enumerate(spec.layers):
+            self._layer(i, layer)
+        self._head()
+        del self.source
+
+    def __call__(self, batch: Batch, threads: int, seconds: Tensor | None = None) -> Tensor:
+        """Logits of the wanted rows, float32 [R, V]; the memory is used again by the next step."""
+        self.tape.run(batch, threads, seconds)
+        head = self.spec.head
+        logits_RV = self.logits.floats[: batch.rows, : self.spec.vocab]
+        if head is not None and head.scale != 1.0:
+            logits_RV = logits_RV * head.scale
+        if head is not None and head.softcap is not None:
+            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
+        return logits_RV
+
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
+        """What each first page holds into each second."""
+        for store in (*self.keys, *self.values):
+            for old, new in pairs:
+                store[new] = store[old]
+
+    def _buffers(self, tokens: int, rows: int) -> None:
+        spec = self.spec
+        mixers = [layer.attention for layer in spec.layers]
+        wide = max((a.heads + 2 * a.kv_heads) * a.head_dim for a in mixers)  # type: ignore[union-attr]
+        self.x, self.h, self.y = (Rows.of(tokens, spec.width) for _ in range(3))
+        self.qkv = Rows.of(tokens, wide)
+        self.a = {width: Rows.of(tokens, width) for width in {a.heads * a.head_dim for a in mixers}}  # type: ignore[union-attr]
+        self.f = {width: Rows.of(tokens, width) for width in {layer.ffn.width for layer in spec.layers}}  # type: ignore[union-attr]
+        self.last, self.logits = Rows.of(rows, spec.width), Rows.of(rows, spec.vocab)
+
+    def _embed(self, context: int) -> None:
+        e, D = self.spec.embedding, self.spec.width
+        self.tokens = Matrix.of(pack(self.source.matrix("embedding.tokens.weight")))
+        table = self.source.vector("embedding.positions.weight")
+        if e.sinusoidal:
+            table = sinusoids(torch.arange(context), D).float()
+        table = None if table is None else table[e.first :].contiguous()
+        self.tape.add(Kind.EMBED, out=self.x, matrix=self.tokens, scale=e.scale, table=table)
+        if e.norm:
+            self._norm("embedding.norm", e.norm, self.x, self.x)
+
+    def _turns(self, context: int) -> dict[object, tuple[Tensor, Tensor]]:
+        """Cosines and sines [context, E / 2] of each rotation."""
+        mixers = [layer.attention for layer in self.spec.layers]
+        made: dict[object, tuple[Tensor, Tensor]] = {}
+        for rope, width in {a.rope: a.rotated for a in mixers if a.rope}.items():
+            turn = rotation(rope, width, torch.arange(context), torch.float32)
+            made[rope] = (turn.cos_TK[:, : width // 2].contiguous(), turn.sin_TK[:, : width // 2].contiguous())
+        return made
+
+    def _layer(self, i: int, layer: LayerSpec) -> None:
+        at = f"layers.{self.spec.block_of(i)}."
+        for name, record in (("attention", self._attention), ("ffn", self._ffn)):
+            hidden, matrix, bias = record(i, at, layer)
+            onto = layer.placement in ("pre", "post")
+            out = self.x if onto else self.y
+            self.tape.add(Kind.LINEAR, in_=hidden, out=out, matrix=matrix, bias=bias, add=int(onto))
+            if layer.placement == "post":
+                self._norm(f"{at}{name}_norm", layer.norm, self.x, self.x)
+            elif not onto:
+                after = f"{name}_post_norm" if layer.placement == "sandwich" else f"{name}_norm"
+                self._norm(at + after, layer.norm, self.y, self.x, add=1)
+
+    def _attention(self, i: int, at: str, layer: LayerSpec) -> Made:
+        """Up to the weighted values; the matrix that follows, and its bias."""
+        a = layer.attention
+        assert isinstance(a, AttentionSpec)
+        names = [f"{at}attention.{part}" for part in "qkv"]
+        parts = [(first, Matrix.of(made)) for first, made in joined(self.source, [f"{n}.weight" for n in names])]
+        self._before(f"{at}attention_norm", layer, any(m.integers for _, m in parts), bare=layer.bare)
+        bias = torch.cat([b for n in names if (b := self.source.vector(f"{n}.bias")) is not None] or [torch.zeros(0)])
+        for first, matrix in parts:
+            some = padded(bias[first : first + matrix.n]) if len(bias) else None
+            self.tape.add(Kind.LINEAR, in_=self.h, out=self.qkv.beginning_at(first), matrix=matrix, bias=some)
+        cos, sin = self.turns.get(a.rope, (None, None))
+        norms = [self._weight(f"{at}attention.{part}_norm", a.qk_norm)[0] if a.qk_norm else None for part in "qk"]
+        heads = {"heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim}
+        store = {"keys": self.keys[i], "values": self.values[i], "in_": self.qkv}
+        self.tape.add(
+            Kind.TURN, **heads, **store, turning=a.rotated if a.rope else 0, cos=cos, sin=sin,
+            q_norm=norms[0], k_norm=norms[1], eps=a.qk_norm.eps if a.qk_norm else 0.0,
+            layered=int(a.qk_norm is not None and a.qk_norm.kind == "layer"),
+        )  # fmt: skip
+        out, hidden = Matrix.of(pack(self.source.matrix(f"{at}attention.out.weight"))), self.a[a.heads * a.head_dim]
+        asked = {
+            "window": a.window or 0, "scale": a.scale, "softcap": a.softcap or 0.0,
+            "sinks": self.source.vector(f"{at}attention.sinks"), "out": hidden, "quantize": int(out.integers),
+        }  # fmt: skip
+        for kind in (Kind.ATTEND, Kind.MERGE):
+            self.tape.add(kind, **heads, **store, **asked)
+        return hidden, out, self._bias(f"{at}attention.out.bias")
+
+    def _ffn(self, i: int, at: str, layer: LayerSpec) -> Made:
+        """Up to the hidden units; the matrix that follows, and its bias."""
+        f = layer.ffn
+        assert isinstance(f, FeedForwardSpec)
+        names = [f"{at}ffn.{part}" for part in (("gate", "up") if f.gated else ("up",))]
+        matrix = Matrix.of(interleaved(self.source, [f"{n}.weight" for n in names]))
+        biases = [b.unflatten(0, (-1, GROUP)) for n in names if (b := self.source.vector(f"{n}.bias")) is not None]
+        bias = torch.stack(biases, 1).flatten().contiguous() if biases else None
+        self._before(f"{at}ffn_norm", layer, matrix.integers)
+        down, hidden = Matrix.of(pack(self.source.matrix(f"{at}ffn.down.weight"))), self.f[f.width]
+        self.tape.add(
+            Kind.FEED, in_=self.h, out=hidden, matrix=matrix, bias=bias, gated=int(f.gated),
+            activation=ACTIVATIONS.index(f.activation), quantize=int(down.integers),
+        )  # fmt: skip
+        return hidden, down, self._bias(f"{at}ffn.down.bias")
+
+    def _head(self) -> None:
+        tied = self.spec.head is None or self.spec.head.tied
+        matrix = self.tokens if tied else Matrix.of(pack(self.source.matrix("head.weight")))
+        self._norm("final_norm", self.spec.final_norm, self.x, self.last, of_rows=1, quantize=int(matrix.integers))
+        bias = self._bias("head.bias")
+        self.tape.add(Kind.LINEAR, in_=self.last, out=self.logits, matrix=matrix, bias=bias, of_rows=1)
+
+    def _before(self, name: str, layer: LayerSpec, integers: bool, bare: bool = False) -> None:
+        """What a sublayer reads, x -> h: normalized if the placement says so."""
+        spec = layer.norm if layer.placement in ("pre", "sandwich") and not bare else None
+        self._norm(name, spec, self.x, self.h, quantize=int(integers))
+
+    def _norm(self, name: str, spec: NormSpec | None, of: Rows, to: Rows, **how: int) -> None:
+        """`of` normalized into `to`, or copied if there is no norm."""
+        weight, bias = self._weight(name, spec) if spec else (None, None)
+        layered, eps = int(spec is not None and spec.kind == "layer"), spec.eps if spec else 0.0
+        self.tape.add(Kind.NORM, in_=of, out=to, weight=weight, bias=bias, layered=layered, eps=eps, **how)
+
+    def _weight(self, name: str, spec: NormSpec) -> tuple[Tensor | None, Tensor | None]:
+        weight = self.source.vector(f"{name}.weight")
+        return (weight + 1 if weight is not None and spec.unit_offset else weight), self.source.vector(f"{name}.bias")
+
+    def _bias(self, name: str) -> Tensor | None:
+        bias = self.source.vector(name)
+        return None if bias is None else padded(bias)
+
+
+Made = tuple[Rows, Matrix, Tensor | None]
+
+
+def padded(bias_N: Tensor) -> Tensor:
+    """With zeros up to a whole panel."""
+    return torch.nn.functional.pad(bias_N, (0, -len(bias_N) % LANES)).contiguous()
+
+
+def refusal(spec: Spec) -> str | None:
+    """Why an architecture cannot be recorded; None if it can."""
+    return next((why for holds, why in _refusals(spec) if holds), None)
+
+
+def _refusals(s: Spec) -> Iterator[tuple[bool, str]]:
+    yield s.encoder is not None, "it reads a source"
+    yield s.head is None or s.head.transform is not None, "its head is not a single matrix"
+    yield s.head is not None and s.head.bias and s.head.scale != 1.0, "its head is scaled before a bias is added"
+    yield bool(s.embedding.types or s.embedding.width), "its embedding is more than a table"
+    yield s.width % GROUP != 0, f"its width {s.width} is no multiple of {GROUP}"
+    for layer in s.layers:
+        yield from _layer_refusals(layer)
+
+
+def _layer_refusals(layer: LayerSpec) -> Iterator[tuple[bool, str]]:
+    a, f = layer.attention, layer.ffn
+    if not isinstance(a, AttentionSpec) or not isinstance(f, FeedForwardSpec):
+        yield True, f"it has {type(a).__name__} and {type(f).__name__}"
+        return
+    yield layer.cross is not None or layer.residual != 1.0, "its residual stream is scaled, or it reads a source"
+    yield layer.norm is not None and layer.norm.kind == "batch", "it normalizes over the batch"
+    yield not a.causal or a.position_bias is not None or a.anchors > 0, "its attention is not plainly causal"
+    yield a.rope is not None and a.rope.scaling is not None and a.rope.scaling.kind in ADAPTIVE, "its rotation adapts"
+    yield a.head_dim % GROUP != 0 or a.head_dim > 1024, f"its heads are {a.head_dim} wide"
+    yield a.qk_norm is not None and a.qk_norm.kind == "layer" and a.qk_norm.bias, "norms of its heads have a bias"
+    yield f.width % GROUP != 0 or f.limit is not None, "its feed-forward layer is clamped or of an odd width"
+    yield f.activation not in ACTIVATIONS, f"it uses {f.activation}"

@@ -1,0 +1,171 @@
+"""What computes the spans of a step, and keeps their keys and values: the model's own modules, or a native tape."""
+
+from __future__ import annotations
+
+import os
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cutaway.engine.cache import Paged, Pool, Spans
+from cutaway.engine.graph import PAGE, Graph, refusal
+from cutaway.engine.matrices import OfCheckpoint, Source
+from cutaway.engine.sequence import Sequence
+from cutaway.engine.span import Span
+from cutaway.models.decoder import Decoder, EncoderDecoder
+from cutaway.models.spec import Spec
+from cutaway.native.build import library
+from cutaway.native.tape import batch_of
+from cutaway.weights.checkpoint import Checkpoint
+
+Batch = list[Span[Sequence]]
+SCRATCH = 1 << 22  # float32 numbers, for attention over long texts
+
+
+class Runner(Protocol):
+    """size: tokens of a page. `allocate` comes first."""
+
+    size: int
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def page_bytes(self) -> int:
+        """What a page takes."""
+        ...
+
+    def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
+        """Make room for so many pages, and for steps of at most so many tokens, the logits of `rows` of them wanted."""
+        ...
+
+    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+        """Compute the spans laid end to end; logits_RV, float32, of the tokens `wanted`, counted through the batch."""
+        ...
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """What each first page holds into each second."""
+        ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """It will not go on."""
+        ...
+
+
+def tokens_of(span: Span[Sequence]) -> list[int]:
+    """What a span computes: tokens that the sequence has, and then its drafts."""
+    sequence, start, count = span
+    return (sequence.tokens[start : start + count] + sequence.drafts)[:count]
+
+
+class Modules:
+    """The model's own modules: every architecture, on any device, rounded as PyTorch does."""
+
+    size = PAGE
+
+    def __init__(self, model: Decoder) -> None:
+        self.model = model
+        self.memories: dict[Sequence, Paged] = {}
+
+    @property
+    def spec(self) -> Spec:
+        return self.model.spec
+
+    @property
+    def page_bytes(self) -> int:
+        return Pool.bytes_of_page(self.spec, self.model.dtype, self.size)
+
+    def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
+        """See `Runner`."""
+        self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
+
+    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+        """See `Runner`."""
+        device = self.model.device
+        tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
+        positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
+        context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
+        hidden_TD = self.model(tokens_T, positions_T, context)
+        return self.model.logits(hidden_TD[wanted]).float().cpu()
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """See `Runner`."""
+        self.pool.copy(pairs)
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `Runner`."""
+        self.memories.pop(sequence, None)
+
+    def _memory(self, sequence: Sequence, start: int) -> Paged:
+        """What the sequence remembers; where it begins (again) nothing but its source, read whole."""
+        if start == 0 or sequence not in self.memories:
+            memory = self.memories[sequence] = Paged(self.pool, sequence.limit)
+            if isinstance(self.model, EncoderDecoder):
+                source_M = torch.tensor(sequence.source, device=self.model.device)
+                memory.memory_SD = self.model.encode(source_M, [len(source_M)])
+        self.memories[sequence].open(sequence.table)
+        return self.memories[sequence]
+
+
+class Native:
+    """A tape of native operations: see `graph`. Batch-invariant to the bit, quantized weights as they are stored."""
+
+    size = PAGE
+
+    def __init__(self, spec: Spec, source: Source, threads: int | None = None) -> None:
+        self._spec, self.source = spec, source
+        self.threads = threads or torch.get_num_threads()
+
+    @property
+    def spec(self) -> Spec:
+        return self._spec
+
+    @property
+    def page_bytes(self) -> int:
+        return Pool.bytes_of_page(self.spec, torch.float16, self.size)
+
+    def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
+        """See `Runner`."""
+        self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
+        self.scratch = torch.zeros(SCRATCH)
+        self.width = -(-context // self.size)
+
+    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+        """See `Runner`."""
+        tables = torch.zeros(len(spans), self.width, dtype=torch.int32)
+        for row, (sequence, _, _) in zip(tables, spans, strict=True):
+            row[: len(sequence.table)] = torch.tensor(sequence.table, dtype=torch.int32)
+        ids = [token for span in spans for token in tokens_of(span)]
+        batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
+        return self.graph(batch, self.threads)
+
+    def copy(self, pairs: list[tuple[int, int]]) -> None:
+        """See `Runner`."""
+        self.graph.copy_pages(pairs)
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `Runner`: nothing is kept but pages."""
+
+
+def native(checkpoint: Checkpoint, threads: int | None = None) -> Native | None:
+    """The fast runner of a checkpoint; None where its architecture or this machine has none."""
+    if refusal(checkpoint.spec) or library() is None:
+        return None
+    return Native(checkpoint.spec, OfCheckpoint(checkpoint), threads)
+
+
+def salt(spec: Spec, tenant: str, reach: int) -> bytes:
+    """What cached keys and values depend on beside the tokens before them; nobody shares what must not be shared."""
+    mixers = [layer.attention for layer in spec.layers]
+    if spec.encoder or any(getattr(a, "state", ()) for a in mixers):  # a source, or states, which no page holds
+        return os.urandom(16)
+    ropes = [rope for a in mixers if (rope := getattr(a, "rope", None))]
+    adapts = any(rope.scaling and rope.scaling.kind in ("dynamic", "longrope") for rope in ropes)
+    return f"{reach if adapts else 0}:{tenant}".encode()
+
+
+def ends_of(spans: Batch) -> list[int]:
+    """Where each span ends, counted through the batch."""
+    return [*accumulate(span.count for span in spans)]

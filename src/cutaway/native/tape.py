@@ -1,0 +1,172 @@
+"""A tape: the operations of a step in order, as `kernels.cpp` runs them. The structures here mirror its own."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import CutawayError
+from cutaway.native.build import library
+from cutaway.native.packing import GROUP, LANES, Packed
+
+
+class Kind(IntEnum):
+    """What an operation does."""
+
+    EMBED = 0
+    NORM = 1
+    LINEAR = 2
+    FEED = 3
+    TURN = 4
+    ATTEND = 5
+    MERGE = 6
+
+
+ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
+
+
+class Matrix(Structure):
+    """An [N, K] matrix; `packed` is kept so that its memory stays."""
+
+    _fields_ = (
+        ("blocks", c_void_p), ("n", c_int32), ("k", c_int32), ("bits", c_int32), ("zero", c_int32),
+        ("offset", c_int32), ("halves", c_int32), ("bytes", c_int32), ("unused", c_int32),
+    )  # fmt: skip
+
+    @staticmethod
+    def of(packed: Packed) -> Matrix:
+        """The matrix that was packed."""
+        blocks, n, k, bits, zero, offset, halves = packed
+        made = Matrix(blocks.data_ptr(), n, k, bits, zero, offset, halves, blocks.shape[2])
+        made.packed = packed
+        return made
+
+    @property
+    def integers(self) -> bool:
+        """Whether it multiplies activations that were made integers."""
+        return self.bits < 16
+
+
+class Rows(Structure):
+    """Activations of up to `count` tokens: floats and, to multiply integers, codes with a step and sums per group."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "q", "step", "sum", "mass")), ("width", c_int32), ("unused", c_int32)
+    )  # fmt: skip
+
+    @staticmethod
+    def of(count: int, width: int) -> Rows:
+        """Empty rows; the width is rounded up to whole panels."""
+        width = -(-width // GROUP) * GROUP
+        x = torch.zeros(count, width)
+        codes = torch.zeros(count, width, dtype=torch.int8)
+        step = torch.zeros(count, width // GROUP)
+        sums, mass = torch.zeros(count, width // LANES, dtype=torch.int32), torch.zeros(count, width // GROUP)
+        made = Rows(x.data_ptr(), codes.data_ptr(), step.data_ptr(), sums.data_ptr(), mass.data_ptr(), width)
+        made.tensors = (x, codes, step, sums, mass)
+        return made
+
+    def beginning_at(self, column: int) -> Rows:
+        """The floats from a column on, in the same memory."""
+        made = Rows(self.x + 4 * column, self.q, self.step, self.sum, self.mass, self.width)
+        made.tensors = self.tensors
+        return made
+
+    @property
+    def floats(self) -> Tensor:
+        """[count, width]."""
+        x: Tensor = self.tensors[0]
+        return x
+
+
+class Op(Structure):
+    """One operation; see `Op` in kernels.cpp for what each field means."""
+
+    _fields_ = (
+        *((name, c_int32) for name in (
+            "kind", "activation", "of_rows", "add", "heads", "kv_heads", "head_dim", "window", "turning", "gated",
+            "layered", "quantize",
+        )),
+        *((name, c_float) for name in ("eps", "scale", "softcap", "unused")),
+        ("in_", POINTER(Rows)), ("out", POINTER(Rows)), ("matrix", POINTER(Matrix)),
+        *((name, c_void_p) for name in (
+            "weight", "bias", "q_norm", "k_norm", "cos", "sin", "sinks", "table", "keys", "values"
+        )),
+    )  # fmt: skip
+
+
+class Batch(Structure):
+    """What changes from step to step; `tensors` are kept while it runs."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "rows", "sequences", "stride")),
+        *((name, c_void_p) for name in ("ids", "positions", "owner", "first", "start", "tables", "wanted", "partial")),
+        ("partial_size", c_int64),
+    )  # fmt: skip
+
+
+class Tape:
+    """Operations to run together, and everything that they point to."""
+
+    def __init__(self, march: str = "native") -> None:
+        kernels = library(march)
+        if kernels is None:
+            raise CutawayError("the native kernels could not be built", "tape")
+        self._run = kernels.cutaway_run
+        self._run.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_void_p]
+        self._run.restype = None
+        kernels.cutaway_isa.restype = ctypes.c_char_p
+        self.isa = kernels.cutaway_isa().decode()
+        self.ops: list[Op] = []
+        self._kept: list[object] = []
+        self._array: ctypes.Array[Op] | None = None
+
+    def add(self, kind: Kind, **fields: object) -> Op:
+        """Append an operation. Tensors and structures are passed as they are and kept alive; None is a null pointer."""
+        op = Op(kind=kind)
+        for name, value in fields.items():
+            if isinstance(value, Tensor):
+                assert value.is_contiguous()
+                assert value.device.type == "cpu"
+                setattr(op, name, value.data_ptr())
+            elif isinstance(value, Structure):
+                setattr(op, name, ctypes.pointer(value))
+            elif value is not None:
+                setattr(op, name, value)
+            self._kept.append(value)
+        self.ops.append(op)
+        self._array = None
+        return op
+
+    def run(self, batch: Batch, threads: int, seconds: Tensor | None = None) -> None:
+        """All operations, in order. seconds: float64 [ops], what each took is added to it."""
+        if self._array is None:
+            self._array = (Op * len(self.ops))(*self.ops)
+        timed = seconds.data_ptr() if seconds is not None else None
+        self._run(self._array, len(self.ops), ctypes.byref(batch), threads, timed)
+
+
+def batch_of(
+    ids: Iterable[int], spans: Iterable[tuple[int, int]], tables: Tensor, wanted: Iterable[int], scratch: Tensor
+) -> Batch:
+    """ids: of all spans laid end to end. spans: (first position, count) of each sequence. tables: int32 [S, pages].
+
+    wanted: tokens of the batch whose logits are asked for. scratch: float32, for attention over long texts.
+    """
+    starts, counts = zip(*spans, strict=True)
+    start, count = torch.tensor(starts, dtype=torch.int32), torch.tensor(counts, dtype=torch.int32)
+    first = torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
+    tokens = int(first[-1])
+    owner = torch.arange(len(count), dtype=torch.int32).repeat_interleave(count)
+    positions = torch.arange(tokens, dtype=torch.int32) - first[owner] + start[owner]
+    id_T, row_R = torch.tensor([*ids], dtype=torch.int32), torch.tensor([*wanted], dtype=torch.int32)
+    pointers = [id_T, positions, owner, first, start, tables, row_R, scratch]
+    sizes = (tokens, len(row_R), len(count), tables.shape[1])
+    made = Batch(*sizes, *(t.data_ptr() for t in pointers), scratch.numel())
+    made.tensors = pointers
+    return made

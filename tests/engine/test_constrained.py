@@ -1,0 +1,60 @@
+"""Constraints in the engine: whatever a random model wants to say, what it says is allowed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cutaway.engine.constraints.spec import ConstraintSpec
+from cutaway.engine.engine import Engine
+from cutaway.engine.params import SamplingParams
+from engine.test_engine import ids
+from engine.tiny import decoder, tokenizer
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Ada", "Alan"]}, "born": {"type": "integer", "minimum": 1800, "maximum": 1999}},
+    "required": ["name", "born"],
+    "additionalProperties": False,
+}
+
+
+def said(constraint: ConstraintSpec, seed: int, temperature: float = 1.5) -> tuple[str, str | None, int]:
+    """Text, finish and number of steps."""
+    params = SamplingParams(temperature=temperature, seed=seed, max_tokens=120, constraint=constraint)
+    engine = Engine(decoder(), tokenizer())
+    sequence = engine.add(ids(5), params)
+    while engine.busy:
+        engine.step()
+    return sequence.text, sequence.finish, engine.stats.steps
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_random_model_says_is_in_the_language(seed):
+    text, finish, steps = said(ConstraintSpec.schema(SCHEMA), seed)
+    told = json.loads(text)
+    assert finish == "stop"
+    assert told["name"] in ("Ada", "Alan")
+    assert 1800 <= told["born"] <= 1999
+    assert steps < len(text), "what leaves no choice is not computed token by token"
+    assert said(ConstraintSpec.choices(["yes", "yesterday"]), seed)[0] in ("yes", "yesterday")
+
+
+def test_a_constraint_that_cannot_go_on_ends_its_own_reply_only(monkeypatch):
+    from cutaway.engine.constraints.constraint import Grammar
+    from cutaway.errors import CutawayError
+
+    def spent(self: Grammar, row_W: object = None) -> object:
+        raise CutawayError("is spent", "constraint")
+
+    engine = Engine(decoder(), tokenizer())
+    other = engine.add(ids(4), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+    one = engine.add(ids(3), SamplingParams(max_tokens=6, constraint=ConstraintSpec.regex("a+")))
+    monkeypatch.setattr(Grammar, "mask", spent)
+    told = []
+    while engine.busy:
+        told += engine.step()
+    assert [str(event) for who, event in told if who is one] == ["constraint: is spent"]
+    assert (one.finish, other.finish, len(other.reply)) == ("error", "length", 6)
+    engine.scheduler.pages.check([])

@@ -1,0 +1,116 @@
+"""Mistakes that somebody could make in the C++ source, each compiled without optimization and found by a proof."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from cutaway.engine.matrices import layout
+from cutaway.native import build
+from cutaway.native.packing import pack_rows
+from cutaway.nn.attention import Question
+from cutaway.weights import blocks
+from native.attention import texts
+from native.tapes import PORTABLE, packed, product, quantized, raw
+
+
+def products(type: str) -> Callable[[], bool]:
+    """Whether rows of this format are multiplied as their numbers say."""
+
+    def proof() -> bool:
+        made, numbers_NK = packed(type, 24, 512)
+        x_TK = torch.randn(7, 512)
+        codes, step = quantized(x_TK)
+        wanted = (codes.double() * step.double().repeat_interleave(32, 1)) @ numbers_NK.double().T
+        return bool(((product(made, x_TK, PORTABLE) - wanted).abs().max() / wanted.abs().max()) < 1e-5)
+
+    return proof
+
+
+def packing(type: str) -> Callable[[], bool]:
+    """Whether rows of a file become the bytes that PyTorch makes."""
+
+    def proof() -> bool:
+        stored = raw(type, 24, 512)
+        places = stored.data_ptr() + torch.arange(24) * stored.shape[1]
+        made = pack_rows(places, 512, blocks.named(type).id, layout(type), march=PORTABLE)
+        return torch.equal(made.blocks, packed(type, 24, 512)[0].blocks)
+
+    return proof
+
+
+def answers() -> bool:
+    """Whether attention with everything agrees with the softmax written out."""
+    sinks_H = torch.tensor([0.5, -2.0, 3.0, 0.0])
+    asked = texts([540, 33], (4, 2), 32, Question(0.2, window=530, softcap=4.0, sinks_H=sinks_H))
+    got = asked.asked([(0, 527, 13), (1, 0, 33)], PORTABLE).floats
+    first, second = asked.wanted()
+    wanted = torch.cat([first[527:], second])
+    return bool(((got - wanted).abs().max() / wanted.abs().max()) < 1e-5)
+
+
+class Mutant(NamedTuple):
+    """In which file, what becomes what, and who must notice."""
+
+    file: str
+    old: str
+    new: str
+    proof: Callable[[], bool]
+
+
+MUTANTS = {
+    "the first group's offset is left out": Mutant(
+        "kernels.cpp", "else if (OFFSET) sums[m]", "else if (OFFSET && g) sums[m]", products("Q4_1")
+    ),
+    "the second half takes the first's scale": Mutant(
+        "kernels.cpp", "second * step, sums[m]", "scale * step, sums[m]", products("Q6_K")
+    ),
+    "the second half's sum is the first's": Mutant(
+        "kernels.cpp", "sum[1] = total(qb)", "sum[1] = total(qa)", products("Q5_0")
+    ),
+    "a single last row is left out": Mutant("kernels.cpp", "if (row < count) tile", "if (0) tile", products("Q8_0")),
+    "a window sees one token more": Mutant("kernels.cpp", "- op.window + 1", "- op.window", answers),
+    "every head has the first one's sink": Mutant("kernels.cpp", "op.sinks[head]", "op.sinks[0]", answers),
+    "slots of nobody are read": Mutant("kernels.cpp", "j = begin; j < end", "j = 0; j < PAGE", answers),
+    "what was before does not fade": Mutant(
+        "kernels.cpp", "whole.mass * a + part.mass", "whole.mass + part.mass", answers
+    ),
+    "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
+    "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
+}
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """Compile the sources with one text replaced; nothing is kept."""
+
+    def compile(file: str, old: str, new: str) -> None:
+        for source in build.SOURCES:
+            shutil.copy(source, tmp_path)
+        text = (tmp_path / file).read_text()
+        assert text.count(old) == 1, f"{file} holds {old!r} {text.count(old)} times, write the mutant anew"
+        (tmp_path / file).write_text(text.replace(old, new))
+        monkeypatch.setattr(build, "SOURCES", tuple(tmp_path / source.name for source in build.SOURCES))
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))
+        monkeypatch.setattr(build, "cache_dir", lambda: tmp_path)
+        build.library.cache_clear()
+
+    yield compile
+    build.library.cache_clear()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_noticed(name, compiled):
+    file, old, new, proof = MUTANTS[name]
+    compiled(file, old, new)
+    assert not proof()
+
+
+def test_proofs_hold_without_a_mutant(compiled):
+    compiled("kernels.cpp", "constexpr int PAGE = 32;", "constexpr int PAGE  = 32;")
+    for mutant in MUTANTS.values():
+        assert mutant.proof()
