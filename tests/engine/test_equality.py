@@ -1,0 +1,121 @@
+"""The same request gives the same tokens and the same log-probabilities, to the bit, however it is computed.
+
+On native kernels; `test_engine.py` and the proofs ask the same of the modules, whose last bits depend on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cutaway.engine.drafter import PromptLookup
+from cutaway.engine.engine import Engine
+from cutaway.engine.matrices import OfModel
+from cutaway.engine.params import SamplingParams
+from cutaway.engine.runner import Native
+from cutaway.models.decoder import Decoder
+from cutaway.native.build import library
+from engine.tiny import spec, tokenizer
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
+
+Told = list[tuple[int, float]]
+REQUESTS = [  # prompt's length, settings
+    (70, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)),
+    (3, SamplingParams(seed=5, max_tokens=90, ignore_eos=True)),
+    (33, SamplingParams(seed=6, top_k=20, temperature=1.7, max_tokens=25, ignore_eos=True)),
+    (64, SamplingParams(seed=7, top_p=0.8, repetition_penalty=1.3, max_tokens=20, ignore_eos=True)),
+]
+
+
+def model() -> Decoder:
+    """Two layers that the native kernels know, the second with a window, every tensor random."""
+    plain = spec(160)
+    layers = []
+    for i, layer in enumerate(plain.layers):
+        attention = replace(layer.attention, heads=4, kv_heads=2, head_dim=32, scale=32**-0.5, window=40 if i else None)
+        layers.append(replace(layer, attention=attention, ffn=replace(layer.ffn, width=96)))
+    made = Decoder(replace(plain, width=64, layers=tuple(layers))).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in made.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2 / parameter.shape[-1] ** 0.5)
+    return made
+
+
+def prompt(length: int) -> list[int]:
+    """Some bytes that come again and again, so that there is something to look up."""
+    return (torch.randint(0, 256, (23,), generator=torch.Generator().manual_seed(length)).tolist() * 9)[:length]
+
+
+def engine(threads: int = 2, **limits: object) -> Engine:
+    made = model()
+    return Engine(Native(made.spec, OfModel(made), threads), tokenizer(), **limits)
+
+
+def answers(e: Engine, wanted: list[int]) -> list[Told]:
+    """Of the requests with these numbers, computed together."""
+    sequences = [e.add(prompt(REQUESTS[i][0]), REQUESTS[i][1]) for i in wanted]
+    told: dict[object, Told] = {s: [] for s in sequences}
+    while e.busy:
+        for who, event in e.step():
+            told[who].append((event.choice.token, event.choice.logprob))
+        e.scheduler.pages.check([s.table for s in sequences])
+    return [told[s] for s in sequences]
+
+
+def alone(i: int) -> Told:
+    return answers(engine(), [i])[0]
+
+
+def after_others() -> Engine:
+    """One that has seen every prompt, so that their pages are found."""
+    made = engine()
+    answers(made, [*range(len(REQUESTS))])
+    return made
+
+
+def crowded() -> Engine:
+    """Room for the longest request and a little more: the others are preempted."""
+    return engine(cache=5 * engine().runner.page_bytes)
+
+
+WAYS: dict[str, Callable[[], Engine]] = {
+    "together": engine,
+    "in pieces of seven tokens": lambda: engine(budget=7),
+    "two at a time": lambda: engine(running=2),
+    "one thread": lambda: engine(threads=1),
+    "three threads": lambda: engine(threads=3),
+    "from pages of those before": after_others,
+    "preempted": crowded,
+    "speculated": lambda: engine(drafter=PromptLookup(shortest=1)),
+    "speculated, preempted and in pieces": lambda: engine(
+        drafter=PromptLookup(shortest=1), budget=9, cache=5 * engine().runner.page_bytes
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Told]:
+    return [alone(i) for i in range(len(REQUESTS))]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_are_those_of_each_alone(way, expected):
+    made = WAYS[way]()
+    hits, preemptions = made.scheduler.pages.hits, made.scheduler.preemptions
+    assert answers(made, [*range(len(REQUESTS))]) == expected
+    if "pages" in way:
+        assert made.scheduler.pages.hits > hits, "no page was found, so nothing was tested"
+    if "preempted" in way:
+        assert made.scheduler.preemptions > preemptions, "nobody was preempted, so nothing was tested"
+    if "speculated" in way:
+        assert made.stats.accepted.total() > 5, "no draft was right, so nothing was tested"
+
+
+def test_the_requests_differ(expected):
+    assert len({tuple(told) for told in expected}) == len(REQUESTS)
+    assert all(len({token for token, _ in told}) > 3 for told in expected)
