@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cutaway.models.spec import Spec
+from cutaway.native.tape import untouched
 from cutaway.nn.attention import Project, Question, attend, ends
 
 
@@ -89,7 +90,7 @@ class Pool:
     def __init__(self, spec: Spec, dtype: torch.dtype, device: torch.device, pages: int, size: int) -> None:
         self.size, self.device = size, device
         self.stores = [
-            [torch.zeros(pages * size, heads, width, dtype=dtype, device=device) for heads, width in kept]
+            [untouched(pages * size, heads, width, dtype=dtype, device=device) for heads, width in kept]
             for kept in _kept(spec)
         ]
 

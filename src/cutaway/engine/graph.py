@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.engine.matrices import Source, interleaved, joined, pack
 from cutaway.models.spec import LayerSpec, Spec
 from cutaway.native.packing import GROUP, LANES
-from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape
+from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape, untouched
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.norms import NormSpec
@@ -47,8 +47,8 @@ class Graph:
     ) -> None:
         self.spec, self.source, self.tape = spec, source, Tape(march)
         sizes = [(pages, layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]  # type: ignore[union-attr]
-        self.keys = [torch.zeros(p, g, e, PAGE, dtype=torch.float16) for p, g, e in sizes]
-        self.values = [torch.zeros(p, g, PAGE, e, dtype=torch.float16) for p, g, e in sizes]
+        self.keys = [untouched(p, g, e, PAGE, dtype=torch.float16) for p, g, e in sizes]
+        self.values = [untouched(p, g, PAGE, e, dtype=torch.float16) for p, g, e in sizes]
         self._buffers(tokens, rows)
         self._embed(context)
         self.turns = self._turns(context)

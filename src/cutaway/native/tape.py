@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterable
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
 from cutaway.native.build import library
 from cutaway.native.packing import GROUP, LANES, Packed
+
+
+def untouched(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Zeros that take memory only where something is written: most pages of a cache may never be needed."""
+    if str(device) != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
 
 
 class Kind(IntEnum):
@@ -63,12 +72,11 @@ class Rows(Structure):
     def of(count: int, width: int) -> Rows:
         """Empty rows; the width is rounded up to whole panels."""
         width = -(-width // GROUP) * GROUP
-        x = torch.zeros(count, width)
-        codes = torch.zeros(count, width, dtype=torch.int8)
-        step = torch.zeros(count, width // GROUP)
-        sums, mass = torch.zeros(count, width // LANES, dtype=torch.int32), torch.zeros(count, width // GROUP)
-        made = Rows(x.data_ptr(), codes.data_ptr(), step.data_ptr(), sums.data_ptr(), mass.data_ptr(), width)
-        made.tensors = (x, codes, step, sums, mass)
+        columns = ((width, torch.float32), (width, torch.int8), (width // GROUP, torch.float32),
+                   (width // LANES, torch.int32), (width // GROUP, torch.float32))  # fmt: skip
+        tensors = tuple(untouched(count, many, dtype=dtype) for many, dtype in columns)
+        made = Rows(*(tensor.data_ptr() for tensor in tensors), width)
+        made.tensors = tensors
         return made
 
     def beginning_at(self, column: int) -> Rows:

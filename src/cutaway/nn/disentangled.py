@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.nn.attention import Context, Place, Question, ScoreBias
+from cutaway.nn.embedding import drawn
 from cutaway.nn.norms import NormSpec, make_norm
 
 
@@ -98,7 +99,7 @@ class Relative(nn.Module):
 
     def __init__(self, width: int, spec: DisentangledSpec) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * spec.span, width).normal_(std=0.02))
+        self.weight = nn.Parameter(drawn(2 * spec.span, width, std=0.02))
         self.norm = make_norm(spec.norm, width) if spec.norm else None
 
     def forward(self) -> Tensor:

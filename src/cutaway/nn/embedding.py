@@ -30,6 +30,17 @@ class EmbeddingSpec:
     project_bias: bool = True
 
 
+def drawn(*shape: int, std: float = 1.0) -> Tensor:
+    """Normal numbers to begin with; on device "meta" nothing is drawn, for which PyTorch would import for a second."""
+    empty = torch.empty(*shape)
+    return empty if empty.is_meta else empty.normal_(std=std)
+
+
+def table(count: int, width: int) -> nn.Embedding:
+    """Rows to look up."""
+    return nn.Embedding(count, width, _weight=drawn(count, width))
+
+
 class Embedding(nn.Module):
     """tokens_T, positions_T, types_T -> x_TD. Without types_T every token is of type 0, as in single-segment input."""
 
@@ -37,9 +48,9 @@ class Embedding(nn.Module):
         super().__init__()
         self.spec = spec
         rows = spec.width or width
-        self.tokens = nn.Embedding(vocab, rows)
-        self.positions = nn.Embedding(spec.positions, rows) if spec.positions else None
-        self.types = nn.Embedding(spec.types, rows) if spec.types else None
+        self.tokens = table(vocab, rows)
+        self.positions = table(spec.positions, rows) if spec.positions else None
+        self.types = table(spec.types, rows) if spec.types else None
         self.norm = make_norm(spec.norm, rows) if spec.norm else None
         self.project = nn.Linear(rows, width, spec.project_bias) if spec.width else None
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.nn.embedding import drawn
 from cutaway.nn.feed_forward import ACTIVATIONS
 from cutaway.nn.norms import NormSpec, make_norm
 
@@ -66,7 +67,7 @@ class Head(Transformed):
     def __init__(self, vocab: int, width: int, rows: int, spec: HeadSpec) -> None:
         super().__init__(width, rows, spec.transform)
         self.spec = spec
-        self.weight = None if spec.tied else nn.Parameter(torch.empty(vocab, rows).normal_(std=0.02))
+        self.weight = None if spec.tied else nn.Parameter(drawn(vocab, rows, std=0.02))
         self.bias = nn.Parameter(torch.zeros(vocab)) if spec.bias else None
 
     def forward(self, hidden_RD: Tensor, rows_VD: Tensor) -> Tensor:

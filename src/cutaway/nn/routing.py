@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.nn.embedding import drawn
 from cutaway.nn.norms import at_least_float32
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": lambda t: t.softmax(-1), "sigmoid": torch.sigmoid}
@@ -79,7 +80,7 @@ class Router(nn.Module):
     def __init__(self, width: int, count: int, spec: RouterSpec, limit: Callable[[int], int] | None = None) -> None:
         super().__init__()
         self.spec, self.limit = spec, limit
-        self.weight = nn.Parameter(nn.init.normal_(torch.empty(count, width), std=width**-0.5))
+        self.weight = nn.Parameter(drawn(count, width, std=width**-0.5))
         self.bias = nn.Parameter(torch.zeros(count)) if spec.bias else None
         self.choice_bias = nn.Parameter(torch.zeros(count), requires_grad=False) if spec.choice_bias else None
 
