@@ -6,6 +6,7 @@ import os
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,13 +131,12 @@ class Native:
         """See `Runner`."""
         self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
         self.scratch = torch.zeros(SCRATCH)
-        self.width = -(-context // self.size)
 
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
-        tables = torch.zeros(len(spans), self.width, dtype=torch.int32)
+        tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
         for row, (sequence, _, _) in zip(tables, spans, strict=True):
-            row[: len(sequence.table)] = torch.tensor(sequence.table, dtype=torch.int32)
+            row[: len(sequence.table)] = sequence.table
         ids = [token for span in spans for token in tokens_of(span)]
         batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
         return self.graph(batch, self.threads)

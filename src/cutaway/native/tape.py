@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ def untouched(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu
     if str(device) != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+Numbers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Kind(IntEnum):
@@ -109,7 +113,7 @@ class Op(Structure):
 
 
 class Batch(Structure):
-    """What changes from step to step; `tensors` are kept while it runs."""
+    """What changes from step to step; `arrays` are kept while it runs."""
 
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "rows", "sequences", "stride")),
@@ -160,21 +164,23 @@ class Tape:
 
 
 def batch_of(
-    ids: Iterable[int], spans: Iterable[tuple[int, int]], tables: Tensor, wanted: Iterable[int], scratch: Tensor
-) -> Batch:
+    ids: Iterable[int],
+    spans: Iterable[tuple[int, int]],
+    tables: Tensor | Numbers,
+    wanted: Iterable[int],
+    scratch: Tensor,
+) -> Batch:  # fmt: skip
     """ids: of all spans laid end to end. spans: (first position, count) of each sequence. tables: int32 [S, pages].
 
     wanted: tokens of the batch whose logits are asked for. scratch: float32, for attention over long texts.
     """
-    starts, counts = zip(*spans, strict=True)
-    start, count = torch.tensor(starts, dtype=torch.int32), torch.tensor(counts, dtype=torch.int32)
-    first = torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
-    tokens = int(first[-1])
-    owner = torch.arange(len(count), dtype=torch.int32).repeat_interleave(count)
-    positions = torch.arange(tokens, dtype=torch.int32) - first[owner] + start[owner]
-    id_T, row_R = torch.tensor([*ids], dtype=torch.int32), torch.tensor([*wanted], dtype=torch.int32)
-    pointers = [id_T, positions, owner, first, start, tables, row_R, scratch]
-    sizes = (tokens, len(row_R), len(count), tables.shape[1])
-    made = Batch(*sizes, *(t.data_ptr() for t in pointers), scratch.numel())
-    made.tensors = pointers
+    start, count = np.array([*spans], np.int32).T.copy()
+    first = np.concatenate([[0], count.cumsum()]).astype(np.int32)
+    owner = np.arange(len(count), dtype=np.int32).repeat(count)
+    positions = np.arange(first[-1], dtype=np.int32) - (first[:-1] - start).repeat(count)
+    id_T, row_R = np.array([*ids], np.int32), np.array([*wanted], np.int32)
+    arrays = [id_T, positions, owner, first, start, np.ascontiguousarray(tables, np.int32), row_R]
+    sizes = (int(first[-1]), len(row_R), len(count), tables.shape[1])
+    made = Batch(*sizes, *(a.ctypes.data for a in arrays), scratch.data_ptr(), scratch.numel())
+    made.arrays = (arrays, scratch)
     return made
