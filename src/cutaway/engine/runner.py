@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from itertools import accumulate
 from typing import Protocol
 
@@ -110,14 +111,43 @@ class Modules:
         return self.memories[sequence]
 
 
+class Pace:
+    """How many threads are best for steps of about so many tokens, found by trying: others may use the processor too.
+
+    Results do not depend on it. Every so often the choice that was not the best gets another try.
+    """
+
+    AGAIN = 32  # steps
+
+    def __init__(self, most: int) -> None:
+        self.choices = sorted({1, most})
+        self.lately: dict[int, dict[int, float]] = {}  # by size of step and threads, seconds per token
+        self.steps = 0
+
+    def choose(self, tokens: int) -> int:
+        """Threads for a step."""
+        lately, self.steps = self.lately.setdefault(tokens.bit_length(), {}), self.steps + 1
+        untried = [threads for threads in self.choices if threads not in lately]
+        if untried:
+            return untried[-1]
+        pick = max if self.steps % self.AGAIN == 0 else min
+        return pick(lately, key=lambda threads: lately[threads])
+
+    def note(self, tokens: int, threads: int, seconds: float) -> None:
+        """How long that took."""
+        lately = self.lately[tokens.bit_length()]
+        lately[threads] = 0.7 * lately.get(threads, seconds / tokens) + 0.3 * seconds / tokens
+
+
 class Native:
     """A tape of native operations: see `graph`. Batch-invariant to the bit, quantized weights as they are stored."""
 
     size = PAGE
 
     def __init__(self, spec: Spec, source: Source, threads: int | None = None) -> None:
-        self._spec, self.source = spec, source
-        self.threads = threads or torch.get_num_threads()
+        """threads: always so many; by default as many as are best, at most as many as PyTorch uses."""
+        self._spec, self.source, self.threads = spec, source, threads
+        self.pace = Pace(torch.get_num_threads())
 
     @property
     def spec(self) -> Spec:
@@ -139,7 +169,11 @@ class Native:
             row[: len(sequence.table)] = sequence.table
         ids = [token for span in spans for token in tokens_of(span)]
         batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
-        return self.graph(batch, self.threads)
+        threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
+        logits_RV = self.graph(batch, threads)
+        if not self.threads:
+            self.pace.note(len(ids), threads, time.perf_counter() - began)
+        return logits_RV
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """See `Runner`."""
