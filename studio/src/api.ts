@@ -410,6 +410,69 @@ function* parse<T>(block: string): Generator<T> {
   }
 }
 
+/** What a sequence did in a step: whose, from which position, tokens, of these guesses, of these right. */
+export type EngineSpan = [id: number, start: number, count: number, drafts: number, accepted: number];
+
+export interface EngineStep {
+  number: number;
+  ago: number;
+  runner_s: number;
+  whole_s: number;
+  spans: EngineSpan[];
+  replied: number;
+  waiting: number;
+  free: number;
+  cached: number;
+  held: number;
+}
+
+export interface EngineSequence {
+  id: number;
+  state: "running" | "waiting";
+  prompt: number;
+  reply: number;
+  computed: number;
+  cached: number;
+  limit: number;
+  priority: number;
+  preempted: number;
+  pages: number[];
+}
+
+export interface EngineLook {
+  model: string;
+  models: string[];
+  places: number;
+  budget: number;
+  running: number;
+  waiting: number;
+  steps: EngineStep[];
+  sequences: EngineSequence[];
+  /** holders: of each page; 0 free, -1 cached. bytes: of one. */
+  pages: { count: number; free: number; cached: number; held: number; size: number; bytes: number; holders: number[] };
+  /** Since the server began; drafted and accepted by place in the draft. */
+  counted: {
+    steps: number;
+    tokens: number;
+    replied: number;
+    lookups: number;
+    hits: number;
+    evictions: number;
+    preemptions: number;
+    drafted: number[];
+    accepted: number[];
+  };
+  rates: {
+    busy: number;
+    steps_per_s: number;
+    tokens_per_s: number;
+    replied_per_s: number;
+    weights_per_s: number;
+    overhead: number;
+    acceptance: number | null;
+  };
+}
+
 export interface GenerateRequest extends Sampling {
   model: string;
   messages: Message[];
@@ -431,6 +494,8 @@ export const api = {
   look: <V extends keyof Views>(view: V, body: object, signal: AbortSignal) =>
     stream<ViewEvent<Views[V]>>(`/inside/${view}`, body, signal),
   shapes: () => get<Shapes>("/budget"),
+  engine: (model: string, since: number) =>
+    get<EngineLook>(`/engine?since=${since}${model && `&model=${encodeURIComponent(model)}`}`),
   budget: async (request: BudgetRequest, signal: AbortSignal): Promise<Budget> =>
     (await open("/budget", request, signal)).json(),
 };

@@ -5,7 +5,7 @@ import { translate, type Key, type Lang, type Values } from "./i18n";
 
 export type Theme = "system" | "light" | "dark";
 export type Tint = "off" | "probability" | "entropy";
-export const PAGES = ["chat", "model", "labs", "budget"] as const;
+export const PAGES = ["chat", "model", "labs", "budget", "engine"] as const;
 export type Page = (typeof PAGES)[number];
 
 export const DEFAULT_SAMPLING: Sampling = {

@@ -17,6 +17,7 @@ const PAGES = [
   "#/labs",
   `#/labs/${lab.id}`,
   "#/budget",
+  "#/engine",
 ];
 
 const settled = async (page) => {

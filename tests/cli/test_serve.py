@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-c", "from cutaway.cli.main import run; run()", "ser
 
 @pytest.fixture(scope="module")
 def server(smollm2_gguf, minilm_dir):
-    arguments = [str(smollm2_gguf), "--embeddings", str(minilm_dir), "--port", "0", "--context", "512"]
+    arguments = [str(smollm2_gguf), "--embeddings", str(minilm_dir), "--port", "0", "--context", "512", "--drain", "3"]
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process, process.stdout.readline()
@@ -49,7 +49,7 @@ def test_it_says_where_it_answers(url):
 
 def test_the_real_model_chats(client):
     decoder, encoder = (m.id for m in client.models.list())
-    asked = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+    asked = {"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
     answer = client.chat.completions.create(model=decoder, **asked, logprobs=True, top_logprobs=2)
     text = answer.choices[0].message.content
     assert "Paris" in text
@@ -86,13 +86,15 @@ def test_the_port_cannot_be_taken_twice(url):
     assert "Traceback" not in done.stderr
 
 
-def test_sigterm_ends_it_cleanly_in_the_middle_of_a_stream(server, client):
+def test_sigterm_lets_what_is_short_end_and_cuts_what_is_long(server, client):
     process, line = server
     decoder = client.models.list().data[0].id
     asked = {"messages": [{"role": "user", "content": "Count to a thousand."}], "extra_body": {"ignore_eos": True}}
-    chunks = iter(client.chat.completions.create(model=decoder, **asked, stream=True))
-    next(chunks)
+    asked |= {"model": decoder, "stream": True}
+    long, short = (iter(client.chat.completions.create(**asked, n=n, max_tokens=m)) for n, m in ((12, 470), (1, 8)))
+    next(long), next(short)
     process.send_signal(signal.SIGTERM)
+    assert [*short][-1].choices[0].finish_reason == "length"
     assert process.wait(15) == 0
     rest = process.stdout.read()
     assert line.count("http://") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -58,3 +59,36 @@ def test_a_constraint_that_cannot_go_on_ends_its_own_reply_only(monkeypatch):
     assert [str(event) for who, event in told if who is one] == ["constraint: is spent"]
     assert (one.finish, other.finish, len(other.reply)) == ("error", "length", 6)
     engine.scheduler.pages.check([])
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        (ConstraintSpec.regex("(red|green), [0-9]{2} (apples|pears)"), "(red|green), [0-9]{2} (apples|pears)"),
+        (ConstraintSpec.choices(["yes", "yesterday", "no way"]), "yes|yesterday|no way"),
+        (
+            ConstraintSpec.words(["sun", "moon"], between=" "),
+            " {0,4}([sS]un|[mM]oon)( {1,4}([sS]un|[mM]oon))* {0,4}",
+        ),
+    ],
+    ids=lambda value: value.kind if isinstance(value, ConstraintSpec) else "",
+)
+def test_forced_tokens_are_drafts_that_change_nothing(constraint, pattern, temperature, monkeypatch):
+    drafted = said(constraint, 3, temperature)
+    monkeypatch.setattr("cutaway.engine.constraints.constraint.Grammar.forced", lambda self: [])
+    text, finish, steps = said(constraint, 3, temperature)
+    assert (text, finish) == drafted[:2]
+    assert drafted[2] < steps or constraint.kind == "words"
+    whole = re.fullmatch(pattern, text)
+    assert whole or (constraint.kind == "words" and finish == "length")
+
+
+def test_a_setting_that_does_not_suit_the_model_ends_its_own_reply_only():
+    engine = Engine(decoder(), tokenizer())
+    other = engine.add(ids(4), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+    one = engine.add(ids(3), SamplingParams(logit_bias={10**6: 5.0}))
+    least = engine.add(ids(3), SamplingParams(min_tokens=90, max_tokens=99, constraint=ConstraintSpec.choices(["ab"])))
+    while engine.busy:
+        engine.step()
+    assert (one.finish, other.finish, least.finish, least.text) == ("error", "length", "stop", "ab")

@@ -12,14 +12,16 @@ from scipy.stats import chi2_contingency, chisquare, entropy
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from cutaway.engine.params import RANGES, SamplingParams
-from cutaway.engine.sampler import draw, gumbel, penalize, sample, shape
+from cutaway.engine.sampler import DeadEnd, draw, gumbel, penalize, repeating, sample, shape
 from cutaway.errors import CutawayError
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
@@ -78,13 +80,15 @@ def test_neighboring_seeds_and_positions_are_independent(apart):
 
 
 def test_noise_depends_on_seed_and_position_alone():
-    assert torch.equal(gumbel(3, 4, 10), gumbel(3, 4, 10))
+    few_N = torch.arange(10)
+    assert torch.equal(gumbel(3, 4, few_N), gumbel(3, 4, few_N))
+    assert torch.equal(gumbel(3, 4, few_N[[7, 2]]), gumbel(3, 4, few_N)[[7, 2]])
     torch.manual_seed(0)
     before = torch.get_rng_state()
     keys = [(0, 0), (0, 1), (1, 0), (2**32, 0), (2**63 - 1, 0), (-1, 0)]
-    assert len({tuple(gumbel(*key, 5).tolist()) for key in keys}) == len(keys)
+    assert len({tuple(gumbel(*key, few_N[:5]).tolist()) for key in keys}) == len(keys)
     assert torch.equal(torch.get_rng_state(), before)
-    noise = gumbel(1, 1, 200_000)
+    noise = gumbel(1, 1, torch.arange(200_000))
     assert noise.isfinite().all()
     assert abs(float(noise.mean()) - np.euler_gamma) < 0.01
     assert abs(float(noise.var()) - math.pi**2 / 6) < 0.02
@@ -107,6 +111,14 @@ def test_a_survivor_has_the_same_luck_with_and_without_filter():
         (SamplingParams(top_p=0.3), [TopPLogitsWarper(0.3)]),
         (SamplingParams(top_p=0.999), [TopPLogitsWarper(0.999)]),
         (SamplingParams(min_p=0.05), [MinPLogitsWarper(0.05)]),
+        (SamplingParams(typical_p=0.2), [TypicalLogitsWarper(0.2)]),
+        (SamplingParams(typical_p=0.95), [TypicalLogitsWarper(0.95)]),
+        (
+            SamplingParams(temperature=1.4, top_k=30, typical_p=0.5),
+            [TemperatureLogitsWarper(1.4), TopKLogitsWarper(30), TypicalLogitsWarper(0.5)],
+        ),
+        (SamplingParams(no_repeat_ngram=1), [NoRepeatNGramLogitsProcessor(1)]),
+        (SamplingParams(no_repeat_ngram=2, top_p=0.9), [NoRepeatNGramLogitsProcessor(2), TopPLogitsWarper(0.9)]),
         (
             SamplingParams(temperature=0.6, top_k=40, top_p=0.9, min_p=0.02),
             [
@@ -126,7 +138,7 @@ def test_a_survivor_has_the_same_luck_with_and_without_filter():
 def test_filters_are_those_of_transformers(size, params, processors):
     for seed in range(8):
         logits_V = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * 3
-        prompt, reply = [1, 2, 3, 3], [4, 2]
+        prompt, reply = [1, 2, 3, 3], [4, 2, 3, 7, 2]
         theirs = LogitsProcessorList(processors)(torch.tensor([prompt + reply]), logits_V[None].double())[0]
         ours = shape(logits_V, params, prompt, reply).probabilities()
         assert torch.equal(ours > 0, theirs > -torch.inf)
@@ -141,6 +153,56 @@ def test_penalties_follow_openai_and_ctrl():
     wanted = [1 / 1.5, -1 * 1.5, 2 / 1.5 - 0.7 - 0.4, -2 * 1.5 - 0.7 - 2 * 0.4, 3.0]
     torch.testing.assert_close(got, torch.tensor(wanted))
     assert torch.equal(logits_V, torch.tensor([1.0, -1.0, 2.0, -2.0, 3.0])), "the model's logits stay as they are"
+
+
+def test_typical_tokens_are_a_band_that_may_leave_out_the_best():
+    """Surprises 0.92, 1.61, 1.90, 2.30, 2.30, 3.00 nats, and 1.58 is their mean."""
+    p_V = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
+    shaped = shape(p_V.log(), SamplingParams(typical_p=0.3), [], [])
+    assert shaped.survivors().tolist() == [1, 2]
+    assert shaped.cut(0) == shaped.cut(3) == "typical_p"
+    assert shaped.cut(2) is None
+    greedy = SamplingParams(temperature=0, typical_p=0.5)
+    assert sample(p_V.log(), greedy, [], []).token == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_what_would_repeat_is_what_a_loop_finds(size):
+    generator = torch.Generator().manual_seed(size)
+    for length in range(30):
+        tokens = torch.randint(0, 3, (length,), generator=generator).tolist()
+        runs = [tokens[i : i + size] for i in range(length - size + 1)]
+        expected = {t for t in range(3) if [*tokens, t][-size:] in runs and length >= size - 1}
+        assert repeating(tokens, size) == expected
+
+
+def test_a_bias_is_added_and_a_rule_forbids():
+    biased = SamplingParams(temperature=0, logit_bias={3: 2.0, 0: -100})
+    assert sample(LOGITS, biased, [], []).token == 3
+    assert penalize(LOGITS, biased, [], []).tolist() == [-98.0, 1.5, 1.0, 2.5, 0.0, -0.5, -1.0, -2.0]
+    least = SamplingParams(temperature=0, min_tokens=2, no_repeat_ngram=1)
+    assert sample(LOGITS, least, [1], [], ends={0}).token == 2
+    assert sample(LOGITS, least, [1], [7, 6], ends={0}).token == 0
+    told = sample(LOGITS, least, [1], [], ends={0}, trace=3).alternatives
+    assert [a.cut for a in told] == ["min_tokens", "no_repeat_ngram", None]
+    assert [a.sampled for a in told] == [0, 0, 1]
+    for nobody in ({"ends": range(99)}, {"mask_W": torch.tensor([0b11], dtype=torch.int32), "ends": (0, 1)}):
+        with pytest.raises(DeadEnd):
+            sample(LOGITS, SamplingParams(min_tokens=1), [], [], **nobody)
+    with pytest.raises(CutawayError, match="no token 8"):
+        sample(LOGITS, SamplingParams(logit_bias={8: 1.0}), [], [])
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_a_constraint_forbids_never_comes_and_is_called_so(temperature):
+    mask_W = torch.tensor([0b11100110], dtype=torch.int32)
+    for seed in range(60):
+        params = SamplingParams(temperature=temperature, seed=seed, top_p=0.9)
+        choice = sample(LOGITS, params, [], [], trace=8, mask_W=mask_W)
+        assert choice.token in (1, 2, 5, 6, 7)
+        assert {a.id for a in choice.alternatives if a.cut == "constraint"} == {0, 3, 4}
+    assert choice.candidates == (1 if temperature == 0 else 3)
+    assert choice.logprob == pytest.approx(float(LOGITS.log_softmax(-1)[choice.token]))
 
 
 def test_greedy_takes_the_best_and_penalties_can_change_it():
@@ -206,6 +268,10 @@ WRONG = {
     "top_k": (-1,),
     "top_p": (0, -0.1, 1.1, math.nan),
     "min_p": (-0.1, 1.1),
+    "typical_p": (0, 1.1, math.nan),
+    "no_repeat_ngram": (-1,),
+    "min_tokens": (-1, 257),
+    "logit_bias": ({-1: 1}, {3: 101}, {3: math.nan}),
     "repetition_penalty": (0, -1, math.inf),
     "presence_penalty": (-2.1, 2.1),
     "frequency_penalty": (-2.1, 2.1),
@@ -223,5 +289,5 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 
 def test_every_number_has_a_range():
-    free = {"seed", "stop", "ignore_eos", "tenant", "constraint"}
+    free = {"seed", "stop", "ignore_eos", "tenant", "constraint", "logit_bias", "stop_token_ids"}
     assert {f.name for f in fields(SamplingParams)} - free == set(RANGES)

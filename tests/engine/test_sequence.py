@@ -83,6 +83,22 @@ def test_the_end_token_ends_unless_it_is_ignored():
     assert joined(ignored) == "hi"
 
 
+def test_a_stop_token_ends_and_is_not_shown():
+    (newline,) = tokenizer().encode("\n")
+    events = reply("one\ntwo", stop_token_ids=(newline,))
+    assert (joined(events), events[-1].finish, events[-1].choice.token) == ("one", "stop", newline)
+    assert joined(reply("one\ntwo", stop_token_ids=(newline,), ignore_eos=True)) == "one"
+
+
+def test_no_end_comes_before_min_tokens():
+    """The model wants to end after "hi"; what comes instead is its second choice, then it may."""
+    end = max(tokenizer().stop_ids)
+    assert [e.choice.token == end for e in reply("hi", min_tokens=2)] == [False, False, True]
+    forced = reply("hi", min_tokens=6)
+    assert [e.choice.token in tokenizer().stop_ids for e in forced] == [False] * 6 + [True]
+    assert forced[-1].finish == "stop"
+
+
 def test_a_stop_string_on_the_last_token_counts_as_stop():
     assert reply("ab", stop=("b",), max_tokens=2)[-1].finish == "stop"
     assert reply("ab", max_tokens=2)[-1].finish == "length"

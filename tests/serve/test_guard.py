@@ -73,7 +73,9 @@ def test_keys():
         right = {b"Authorization": "Bearer schlüssel".encode()}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
         assert get(url, Authorization=f"Basic {basic}").status_code == 200
-        assert get(url, "/health").status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={b"x-api-key": "schlüssel".encode()}).status_code == 200
+        assert httpx.get(f"{url}/v1/models", headers={b"x-api-key": b"schl"}).status_code == 401
+        assert [get(url, path).status_code for path in ("/health", "/ping", "/ready")] == [200, 200, 503]
         wrong = ["", "Bearer", "Bearer schl", "schlüssel", "Basic !", "Basic eA==", "Digest schlüssel"]
         for shown in wrong:
             for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):

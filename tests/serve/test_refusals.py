@@ -21,6 +21,18 @@ def message(**fields):
     return {"messages": [{"role": "user", "content": "hi"} | fields]}
 
 
+def tool(**fields):
+    return {"tools": [{"type": "function", "function": {"name": "f"} | fields}]}
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+def schema(value):
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": value}}}
+
+
 # route, what is changed, the field at fault, status, code
 WRONG = [
     ("chat", {"temperature": -0.1}, "temperature", 400, "invalid_value"),
@@ -58,7 +70,9 @@ WRONG = [
     ("chat", {"messages": [{"role": "user"}]}, "messages[0].content", 400, "missing_required_parameter"),
     ("chat", {"messages": [{"content": "x"}]}, "messages[0].role", 400, "missing_required_parameter"),
     ("chat", message(role="wizard"), "messages[0].role", 400, "invalid_value"),
-    ("chat", message(role="tool"), "messages[0].role", 400, "invalid_value"),
+    ("chat", message(role="tool"), "messages[0].tool_call_id", 400, "missing_required_parameter"),
+    ("chat", message(tool_call_id="x"), "messages[0].tool_call_id", 400, "invalid_value"),
+    ("chat", message(reasoning="x"), "messages[0].reasoning", 400, "invalid_value"),
     ("chat", message(content=5), "messages[0].content", 400, "invalid_value"),
     ("chat", message(content=[]), "messages[0].content", 400, "invalid_value"),
     (
@@ -70,19 +84,46 @@ WRONG = [
     ),
     ("chat", message(content="\ud800"), "messages[0].content", 400, "invalid_value"),
     ("chat", message(name="Tom"), "messages[0].name", 400, "unsupported_parameter"),
-    ("chat", message(tool_calls=[{}]), "messages[0].tool_calls", 400, "unsupported_parameter"),
+    ("chat", message(tool_calls=[{}]), "messages[0].tool_calls[0].id", 400, "missing_required_parameter"),
+    ("chat", message(tool_calls=[{"id": "x", "function": {"name": "f"}}]), "messages[0].tool_calls", 400, None),
     ("chat", message(content=LONG), "messages", 400, "context_length_exceeded"),
     ("chat", {"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs", 400, "invalid_value"),
     ("chat", {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", 400, "invalid_value"),
     ("chat", {"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", 400, "invalid_value"),
     ("chat", {"chat_template_kwargs": "x"}, "chat_template_kwargs", 400, None),
-    ("chat", {"tools": [{"type": "function"}]}, "tools", 400, "unsupported_parameter"),
-    ("chat", {"tool_choice": "required"}, "tool_choice", 400, "unsupported_parameter"),
+    ("chat", {"tools": [{"type": "function"}]}, "tools[0].function", 400, "missing_required_parameter"),
+    ("chat", {"tools": [{"type": "web_search"}]}, "tools[0].type", 400, None),
+    ("chat", {"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", 400, None),
+    ("chat", tool(parameters={"a": "\ud800"}), "tools[0].function.parameters", 400, None),
+    ("chat", tool(strict=1), "tools[0].function.strict", 400, "invalid_type"),
+    ("chat", tool(parameters={"type": "no"}) | {"tool_choice": "required"}, "tools[0].parameters", 400, None),
+    ("chat", {"tool_choice": "required"}, "tool_choice", 400, "invalid_value"),
+    ("chat", {"tool_choice": "sometimes"}, "tool_choice", 400, "invalid_value"),
+    ("chat", tool() | {"tool_choice": named("other")}, "tool_choice", 400, "invalid_value"),
+    ("chat", tool() | {"response_format": {"type": "json_object"}}, "tools", 400, "invalid_value"),
     ("chat", {"functions": [{}]}, "functions", 400, "unsupported_parameter"),
-    ("chat", {"response_format": {"type": "json_object"}}, "response_format", 400, "unsupported_parameter"),
+    ("chat", {"response_format": {"type": "xml"}}, "response_format.type", 400, "invalid_value"),
+    ("chat", {"response_format": {"type": "json_schema"}}, "response_format.json_schema", 400, "invalid_value"),
+    ("chat", schema({"type": "no"}), "response_format", 400, "invalid_value"),
+    ("chat", schema({"$ref": "#/$defs/x"}), "response_format", 400, "invalid_value"),
+    ("chat", schema(True), "response_format.json_schema.schema", 400, None),
+    ("chat", {"structured_outputs": {"regex": "("}}, "structured_outputs", 400, "invalid_value"),
+    ("chat", {"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", 400, "invalid_value"),
+    ("chat", {"structured_outputs": {"choice": []}}, "choices", 400, "invalid_value"),
+    ("chat", {"structured_outputs": {"grammar": "?"}}, "structured_outputs", 400, "invalid_value"),
+    ("chat", {"structured_outputs": {"words": []}}, "structured_outputs.words", 400, "unsupported_parameter"),
+    ("chat", schema({}) | {"structured_outputs": {"regex": "a"}}, "structured_outputs", 400, "invalid_value"),
     ("chat", {"audio": {"voice": "x"}}, "audio", 400, "unsupported_parameter"),
     ("chat", {"modalities": ["text", "audio"]}, "modalities", 400, "unsupported_parameter"),
-    ("chat", {"logit_bias": {"5": 1}}, "logit_bias", 400, "unsupported_parameter"),
+    ("chat", {"logit_bias": {"a": 1}}, "logit_bias", 400, "invalid_value"),
+    ("chat", {"logit_bias": {"5": 101}}, "logit_bias", 400, "invalid_value"),
+    ("chat", {"logit_bias": {str(VOCAB): 1}}, "logit_bias", 400, "invalid_value"),
+    ("chat", {"typical_p": 0}, "typical_p", 400, "invalid_value"),
+    ("chat", {"min_tokens": 3}, "min_tokens", 400, "invalid_value"),
+    ("chat", {"min_tokens": -1}, "min_tokens", 400, "invalid_value"),
+    ("chat", {"stop_token_ids": [VOCAB]}, "stop_token_ids", 400, "invalid_value"),
+    ("chat", {"stop_token_ids": [-1]}, "stop_token_ids[0]", 400, "invalid_value"),
+    ("chat", {"priority": 101}, "priority", 400, "invalid_value"),
     ("chat", {"prediction": {}}, "prediction", 400, "unsupported_parameter"),
     ("chat", {"reasoning_effort": "high"}, "reasoning_effort", 400, "unsupported_parameter"),
     ("chat", {"service_tier": "flex"}, "service_tier", 400, "unsupported_parameter"),
@@ -111,8 +152,10 @@ WRONG = [
     ("text", {"prompt": LONG}, "prompt", 400, "context_length_exceeded"),
     ("text", {"prompt": "x" * 40, "model": "base"}, "prompt", 400, "context_length_exceeded"),
     ("text", {"model": "vectors"}, "model", 400, "model_not_supported"),
-    ("text", {"best_of": 2}, "best_of", 400, "unsupported_parameter"),
-    ("text", {"echo": True}, "echo", 400, "unsupported_parameter"),
+    ("text", {"best_of": 1, "n": 2}, "best_of", 400, "invalid_value"),
+    ("text", {"best_of": 2, "stream": True}, "best_of", 400, "invalid_value"),
+    ("text", {"best_of": 17}, "best_of", 400, "invalid_value"),
+    ("text", {"echo": True, "logprobs": 0}, "echo", 400, "unsupported_parameter"),
     ("text", {"suffix": "x"}, "suffix", 400, "unsupported_parameter"),
     ("text", {"logprobs": 21}, "logprobs", 400, "invalid_value"),
     ("text", {"logprobs": True}, "logprobs", 400, "invalid_type"),
@@ -122,7 +165,8 @@ WRONG = [
     ("vectors", {"input": [VOCAB]}, "input", 400, "invalid_value"),
     ("vectors", {"input": ["a", "x" * 65]}, "input", 400, "context_length_exceeded"),
     ("vectors", {"input": ["a"] * 2049}, "input", 400, "invalid_value"),
-    ("vectors", {"dimensions": 8}, "dimensions", 400, "invalid_value"),
+    ("vectors", {"dimensions": 17}, "dimensions", 400, "invalid_value"),
+    ("vectors", {"dimensions": 0}, "dimensions", 400, "invalid_value"),
     ("vectors", {"encoding_format": "hex"}, "encoding_format", 400, "invalid_value"),
     ("vectors", {"model": "tiny"}, "model", 400, "model_not_supported"),
 ]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cutaway import __version__
-from cutaway.cli import budget, chat, diff, families, inside, lab, models, serve
+from cutaway.cli import budget, chat, diff, families, inside, lab, models, serve, top
 from cutaway.errors import CutawayError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("inspect")(models.inspect)
 app.command("convert")(models.convert)
 app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
+app.command("top")(top.top)
 app.command("diff")(diff.diff)
 app.add_typer(budget.app, name="budget")
 app.add_typer(inside.app, name="inside")

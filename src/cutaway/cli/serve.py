@@ -15,6 +15,8 @@ from rich.markup import escape
 from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
+    from types import FrameType
+
     from fastapi import FastAPI
 
     from cutaway.serve.app import Models, Served
@@ -36,6 +38,8 @@ Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are r
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
 Origins = Annotated[list[str] | None, typer.Option(help='A web origin that may use the server, "*" for all.')]
 Hosts = Annotated[list[str] | None, typer.Option(help="A further name the server is called by.")]
+Drain = Annotated[float, typer.Option(help="Seconds that running requests have to end after SIGTERM.", min=0)]
+Prompts = Annotated[bool, typer.Option("--log-prompts", help="Log what is asked, not only that and how long.")]
 Open = Annotated[bool, typer.Option("--no-api-key", help="Listen beyond this machine without a key.")]
 
 
@@ -54,6 +58,8 @@ def serve(
     allow_origin: Origins = None,
     allow_host: Hosts = None,
     no_api_key: Open = False,
+    drain: Drain = 30,
+    log_prompts: Prompts = False,
 ) -> None:
     """Serve models over HTTP, and the studio. Example: cutaway serve smollm2-135m-instruct --port 8000"""
     if host not in LOOPBACK and not api_key and not no_api_key:
@@ -67,9 +73,11 @@ def serve(
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None
-        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])))
+        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])), log_prompts)
         mount_studio(app, served)
-        run(app, taken, f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}")
+        log_requests()
+        app.state.lifecycle.proven()
+        run(app, taken, f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}", drain)
 
 
 @contextmanager
@@ -149,8 +157,24 @@ def mount_studio(app: FastAPI, served: Models) -> None:
         console.print("The studio is not built, so only the APIs are served; `make studio` builds it.")
 
 
-def run(app: FastAPI, taken: socket.socket, url: str) -> None:
-    """Serve until SIGINT or SIGTERM; print the URL once connections are accepted."""
+def log_requests() -> None:
+    """A line of JSON on stderr for each request."""
+    import logging
+
+    from cutaway.serve.requestlog import log
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def run(app: FastAPI, taken: socket.socket, url: str, drain: float) -> None:
+    """Serve until SIGINT or SIGTERM; print the URL once connections are accepted.
+
+    SIGTERM lets what runs end, at most `drain` seconds; SIGINT, and a second SIGTERM, do not wait.
+    """
     import signal
 
     import uvicorn
@@ -162,6 +186,16 @@ def run(app: FastAPI, taken: socket.socket, url: str) -> None:
             if self.started:
                 typer.echo(f"Cutaway answers at {url}")
 
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if sig == signal.SIGTERM and lifecycle.phase != "draining":
+                lifecycle.drain(drain)
+            else:
+                super().handle_exit(sig, frame)
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or lifecycle.over
+
+    lifecycle = app.state.lifecycle
     # After a clean shutdown uvicorn raises the signal again; it has been obeyed by then.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

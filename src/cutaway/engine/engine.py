@@ -45,7 +45,7 @@ Told = tuple[Sequence, Event | CutawayError]
 class Step(NamedTuple):
     """What one step did. seconds: of the runner, and of all. spans: (who, start, count, drafts, accepted).
 
-    who: a sequence's number by arrival. pages: free, cached, held.
+    who: a sequence's number by arrival. pages: free, cached, held. replied: tokens that were drawn.
     """
 
     ended: float
@@ -53,14 +53,16 @@ class Step(NamedTuple):
     spans: tuple[tuple[int, int, int, int, int], ...]
     waiting: int
     pages: tuple[int, int, int]
+    replied: int = 0
 
 
 @dataclass
 class Stats:
-    """Counted since the beginning. drafted, accepted: by place in the draft."""
+    """Counted since the beginning. tokens: computed. replied: drawn. drafted, accepted: by place in the draft."""
 
     steps: int = 0
     tokens: int = 0
+    replied: int = 0
     drafted: Counter[int] = field(default_factory=Counter)
     accepted: Counter[int] = field(default_factory=Counter)
 
@@ -147,10 +149,10 @@ class Engine:
         logits_RV = self.runner.run(spans, [row for some in rows for row in some])
         ran, noted = time.monotonic() - ran, []
         for span, some_RV in zip(spans, logits_RV.split([len(some) for some in rows]), strict=True):
-            drafts = len(span.sequence.drafts)
+            drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
             told += (brought := self._advance(span, some_RV))
             noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
-        self._note(began, ran, noted)
+        self._note(began, ran, noted, sum(isinstance(event, Event) for _, event in told))
         return told
 
     def generate(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Iterator[Event]:
@@ -185,8 +187,12 @@ class Engine:
         return [(sequence, event) for event in events]
 
     def _draw(self, sequence: Sequence, logits_V: Tensor) -> Event:
-        mask_W = sequence.constraint.mask() if sequence.constraint else None
-        choice = sample(logits_V, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace, mask_W=mask_W)
+        constraint = sequence.constraint
+        choice = sample(
+            logits_V, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace,
+            ends=() if constraint and constraint.done else sequence.ends,  # it knows better than min_tokens
+            mask_W=constraint.mask() if constraint else None,
+        )  # fmt: skip
         return sequence.commit(choice, room=self.context - len(sequence.tokens) - 1)
 
     def _drafts(self, sequence: Sequence) -> list[int]:
@@ -194,15 +200,17 @@ class Engine:
         forced = sequence.constraint.forced() if sequence.constraint else []
         return forced or (self.drafter.propose(sequence.tokens) if self.drafter else [])
 
-    def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]]) -> None:
+    def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]], replied: int) -> None:
         pages, ended = self.scheduler.pages, time.monotonic()
         self.stats.steps += 1
+        self.stats.replied += replied
         for _, _, count, drafts, accepted in spans:
             self.stats.tokens += count
             self.stats.drafted.update(range(drafts))
             self.stats.accepted.update(range(accepted))
         room = pages.free, pages.cached, pages.held
-        self.steps.append(Step(ended, (ran, ended - began), tuple(spans), len(self.scheduler.waiting), room))
+        waiting = len(self.scheduler.waiting)
+        self.steps.append(Step(ended, (ran, ended - began), tuple(spans), waiting, room, replied))
 
 
 def engine_of(loaded: Loaded, **limits: Any) -> Engine:

@@ -77,6 +77,10 @@ class Pages:
         """How many `grow` could hand out."""
         return len(self._free) + len(self._cached)
 
+    def states(self) -> list[int]:
+        """Per page how many tables hold it; 0 if it is free, -1 if it is cached."""
+        return [-1 if page in self._cached else holders for page, holders in enumerate(self.holders)]
+
     def needed(self, tokens: int) -> int:
         """Pages that so many tokens fill or begin."""
         return -(-tokens // self.size)

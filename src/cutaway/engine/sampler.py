@@ -1,10 +1,10 @@
 """From logits to a token.
 
-    logits ── penalties ── / temperature ── top_k ── top_p ── min_p ── draw
+    logits ── rules ── penalties ── / temperature ── top_k ── top_p ── min_p ── typical_p ── draw
 
-Each filter comes down to a threshold on the scores: a token survives if its score reaches every threshold.
+Rules forbid tokens. Each filter comes down to a band of scores: a token survives if its score lies in every band.
 (Tokens that tie with the last survivor survive too.) The draw is Gumbel-max: with independent noise g of the
-Gumbel distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position)
+Gumbel distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position, token)
 alone, so a reply does not depend on what else was in the batch, or on how often the position was computed,
 and a token that survives a filter comes with the same luck as without it.
 """
@@ -12,8 +12,9 @@ and a token that survives a filter comes with the same luck as without it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,13 @@ from torch import Tensor
 
 from cutaway.engine.constraints.constraint import apply
 from cutaway.engine.params import SamplingParams
+from cutaway.errors import CutawayError
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+class DeadEnd(CutawayError):
+    """Constraint and rules together forbid every token."""
 
 
 @dataclass(frozen=True)
@@ -52,44 +60,100 @@ class Choice:
     candidates: int = 1
 
 
+class Band(NamedTuple):
+    """The scores that a filter lets pass, ends included."""
+
+    filter: str
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Shaped:
-    """What the settings make of the logits: scores_V, and a threshold per active filter, first to last."""
+    """What the settings make of the logits: scores_V, minus infinity for what is forbidden, and a band per filter.
+
+    bands: of the active filters, first to last. forbidden: the tokens of each rule. Who else is at minus infinity was
+    forbidden by the constraint.
+    """
 
     scores_V: Tensor
-    thresholds: tuple[tuple[str, float], ...]
+    bands: tuple[Band, ...] = ()
+    forbidden: tuple[tuple[str, Collection[int]], ...] = ()
 
     @property
     def floor(self) -> float:
-        return max((t for _, t in self.thresholds), default=-math.inf)
+        return max((band.low for band in self.bands), default=LOWEST)
+
+    @property
+    def ceiling(self) -> float:
+        return min((band.high for band in self.bands), default=math.inf)
+
+    def survivors(self) -> Tensor:
+        """The tokens that can be drawn, ids_N in ascending order."""
+        scores_V = self.scores_V.numpy()
+        kept_V = scores_V >= max(self.floor, LOWEST)
+        if self.ceiling < math.inf:
+            kept_V &= scores_V <= self.ceiling
+        return torch.from_numpy(kept_V.nonzero()[0])
 
     def probabilities(self) -> Tensor:
         """The distribution that is drawn from, p_V."""
-        return self.scores_V.masked_fill(self.scores_V < self.floor, -torch.inf).softmax(-1)
+        ids_N = self.survivors()
+        return torch.zeros_like(self.scores_V).index_copy_(0, ids_N, self.scores_V[ids_N].softmax(-1))
 
     def cut(self, token: int) -> str | None:
-        """The first filter that removes `token`, None if it survives."""
+        """The rule that forbids `token`, or the first filter that removes it; None if it survives."""
         score = float(self.scores_V[token])
-        return next((name for name, threshold in self.thresholds if score < threshold), None)
+        if score == -math.inf:
+            return next((rule for rule, tokens in self.forbidden if token in tokens), "constraint")
+        return next((band.filter for band in self.bands if not band.low <= score <= band.high), None)
 
 
-def shape(logits_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply: Iterable[int]) -> Shaped:
-    """Apply penalties, temperature and filters. At temperature 0 only the best token survives."""
+def shape(
+    logits_V: Tensor, params: SamplingParams, prompt: Collection[int], reply: Collection[int], *,
+    ends: Collection[int] = (), mask_W: Tensor | None = None,
+) -> Shaped:  # fmt: skip
+    """Apply rules, penalties, temperature and filters. At temperature 0 only the best token survives.
+
+    ends: the tokens that end a reply. mask_W: the tokens that a constraint allows, packed.
+    Errors: `DeadEnd`.
+    """
     scores_V = penalize(logits_V.float(), params, prompt, reply)
+    if mask_W is not None:
+        apply(scores_V[None], mask_W[None])
+    forbidden = tuple((name, tokens) for name, rule in RULES if (tokens := rule(params, prompt, reply, ends)))
+    for _, tokens in forbidden:
+        scores_V[[token for token in tokens if token < len(scores_V)]] = -torch.inf
+    best = float(scores_V.max())
+    if best == -math.inf:
+        raise DeadEnd("no token is left: constraint, min_tokens and no_repeat_ngram forbid them all", "sampling")
     if params.temperature == 0:
-        return Shaped(scores_V, (("temperature", float(scores_V.max())),))
-    scores_V = (scores_V - scores_V.max()) / params.temperature  # at most 0: no temperature makes it overflow
-    thresholds: list[tuple[str, float]] = []
-    for name, active, threshold in FILTERS:
+        return Shaped(scores_V, (Band("temperature", best, best),), forbidden)
+    scores_V = scores_V.sub_(best).div_(params.temperature)  # at most 0: no temperature makes it overflow
+    return Shaped(scores_V, _bands(scores_V, params), forbidden)
+
+
+def _bands(scores_V: Tensor, params: SamplingParams) -> tuple[Band, ...]:
+    """Each active filter sees the survivors of those before it."""
+    alive_N, bands = scores_V, list[Band]()
+    for name, active, filter in FILTERS:
         if active(params):
-            floor = max((t for _, t in thresholds), default=-math.inf)
-            thresholds.append((name, threshold(scores_V, params, floor)))
-    return Shaped(scores_V, tuple(thresholds))
+            if bands:
+                alive_N = alive_N[(alive_N >= bands[-1].low) & (alive_N <= bands[-1].high)]
+            bands.append(Band(name, *filter(alive_N, params)))
+    return tuple(bands)
 
 
 def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply: Iterable[int]) -> Tensor:
-    """Scores after the three penalties; repetition divides a positive score and multiplies a negative one."""
+    """Scores after bias and penalties; repetition divides a positive score and multiplies a negative one.
+
+    Errors: the bias of a token that does not exist.
+    """
     scores_V, reply_T = scores_V.clone(), torch.tensor([*reply], dtype=torch.long)
+    if params.logit_bias:
+        if (highest := max(params.logit_bias)) >= len(scores_V):
+            raise CutawayError(f"there is no token {highest}", "logit_bias", f"ids end at {len(scores_V) - 1}")
+        scores_V[[*params.logit_bias]] += torch.tensor([*params.logit_bias.values()])
     if params.repetition_penalty != 1:
         seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), reply_T]).unique()
         raised = scores_V[seen]
@@ -100,76 +164,131 @@ def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], re
     return scores_V
 
 
-def top_k_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> float:
-    """Score of the k-th best token (Fan et al. 2018, arXiv:1805.04833)."""
-    return float(scores_V.topk(min(params.top_k, len(scores_V))).values[-1])
+def repeating(tokens: Collection[int], size: int) -> frozenset[int]:
+    """The tokens that would complete a run of `size` tokens again (Paulus et al. 2017, arXiv:1705.04304)."""
+    if not 0 < size <= len(tokens):
+        return frozenset()
+    runs_RN = np.lib.stride_tricks.sliding_window_view(np.fromiter(tokens, np.int64, len(tokens)), size)
+    last = [*tokens][len(tokens) - size + 1 :]
+    return frozenset(runs_RN[(runs_RN[:, :-1] == last).all(-1), -1].tolist())
 
 
-def top_p_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> float:
-    """Score of the last token of the smallest set with mass >= p (Holtzman et al. 2020, arXiv:1904.09751).
+Rule = Callable[[SamplingParams, Collection[int], Collection[int], Collection[int]], Collection[int]]
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("min_tokens", lambda p, prompt, reply, ends: ends if len(reply) < p.min_tokens else ()),
+    (
+        "no_repeat_ngram",
+        lambda p, prompt, reply, ends: repeating([*prompt, *reply], p.no_repeat_ngram) if p.no_repeat_ngram else (),
+    ),
+)
 
-    The mass is that of the survivors of earlier filters. Ever longer heads are sorted, not the vocabulary.
+
+def top_k_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+    """From the score of the k-th best token up (Fan et al. 2018, arXiv:1805.04833)."""
+    return float(alive_N.topk(min(params.top_k, len(alive_N))).values[-1]), math.inf
+
+
+def top_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+    """From the last token of the smallest set with mass >= p up (Holtzman et al. 2020, arXiv:1904.09751)."""
+    return _reaching(params.top_p, alive_N, alive_N), math.inf
+
+
+def min_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+    """From a token min_p times as probable as the best up (Nguyen et al. 2024, arXiv:2407.01082)."""
+    return float(alive_N.max()) + math.log(params.min_p), math.inf
+
+
+def typical_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+    """Around the mean surprise, the entropy: the smallest set with mass >= p (Meister et al. 2022, arXiv:2202.00666).
+
+    Surprise falls as the score rises, so what is near its mean is a band of scores.
     """
-    log_total = scores_V[scores_V >= floor].double().logsumexp(-1)  # float32 would err by whole tokens of the tail
-    size = 64
-    while True:
-        best = scores_V.topk(min(size, len(scores_V))).values
-        mass = (best.double() - log_total).exp().cumsum(-1)
-        reached = (mass >= params.top_p).nonzero()
-        if len(reached):
-            return float(best[reached[0]])
-        if len(best) == len(scores_V) or best[-1] < floor:  # rounding kept the sum below p: everything stays
-            return floor
-        size *= 8
+    surprise_N = -alive_N.log_softmax(-1)
+    off_N = (surprise_N - torch.special.entr((-surprise_N).exp()).sum()).abs()
+    kept = alive_N[off_N <= -_reaching(params.typical_p, -off_N, alive_N)]
+    return float(kept.min()), float(kept.max())
 
 
-def min_p_threshold(scores_V: Tensor, params: SamplingParams, floor: float) -> float:
-    """Score of a token min_p times as probable as the best (Nguyen et al. 2024, arXiv:2407.01082)."""
-    return float(scores_V.max()) + math.log(params.min_p)
+def _reaching(mass: float, keys_N: Tensor, scores_N: Tensor) -> float:
+    """The key of the last token needed, highest keys first, for so much probability of the whole."""
+    share_N = scores_N.exp().double()  # a sum of float32 would err by whole tokens of the tail
+    share_N /= share_N.sum()
+    for order in (_head, _all):
+        order_N = order(keys_N)
+        reached_N = share_N[order_N].cumsum(-1) >= mass
+        if reached_N.any():
+            return float(keys_N[order_N[reached_N.int().argmax()]])
+    return float(keys_N.min())  # rounding kept the sum of all below the mass
 
 
-FILTERS: tuple[tuple[str, Callable[[SamplingParams], bool], Callable[[Tensor, SamplingParams, float], float]], ...] = (
-    ("top_k", lambda p: p.top_k > 0, top_k_threshold),
-    ("top_p", lambda p: p.top_p < 1, top_p_threshold),
-    ("min_p", lambda p: p.min_p > 0, min_p_threshold),
+def _head(keys_N: Tensor) -> Tensor:
+    """Where the highest keys are, in order; so few are mostly enough."""
+    return keys_N.topk(min(256, len(keys_N))).indices
+
+
+def _all(keys_N: Tensor) -> Tensor:
+    return torch.from_numpy(np.argsort(-keys_N.numpy()))
+
+
+Filter = Callable[[Tensor, SamplingParams], tuple[float, float]]
+FILTERS: tuple[tuple[str, Callable[[SamplingParams], bool], Filter], ...] = (
+    ("top_k", lambda p: p.top_k > 0, top_k_band),
+    ("top_p", lambda p: p.top_p < 1, top_p_band),
+    ("min_p", lambda p: p.min_p > 0, min_p_band),
+    ("typical_p", lambda p: p.typical_p < 1, typical_p_band),
 )
 
 
 def draw(shaped: Shaped, params: SamplingParams, position: int) -> int:
     """The token for `position`."""
     if params.temperature == 0:
-        return int(shaped.scores_V.argmax())
-    scores_V = shaped.scores_V.masked_fill(shaped.scores_V < shaped.floor, -torch.inf)
-    return int((scores_V + gumbel(params.seed, position, len(scores_V))).argmax())
+        return int(shaped.scores_V.numpy().argmax())
+    ids_N = shaped.survivors()
+    noisy_N = shaped.scores_V.index_select(0, ids_N).add_(gumbel(params.seed, position, ids_N))
+    return int(ids_N[noisy_N.numpy().argmax()])
 
 
-def gumbel(seed: int, position: int, size: int) -> Tensor:
-    """Gumbel noise_V: minus the log of exponential noise, whose finest part makes the peaks, so float64.
+def gumbel(seed: int, position: int, ids_N: Tensor) -> Tensor:
+    """Gumbel noise_N of some tokens: minus the logarithm of exponential noise, minus the logarithm of uniform noise.
 
-    The generator counts, and (seed, position) is its key (Salmon et al. 2011, "Parallel random numbers: as
-    easy as 1, 2, 3"): no state to carry along, and no two keys share a stream. Seeds are taken modulo 2^64.
+    (seed, position) is the key of a generator that counts (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
+    2, 3"), whose 64 bits key a hash of the token: no state to carry along, and nothing is computed for other tokens.
+    Where uniform noise is near 1 the noise peaks; it is kept as its distance from 1, which float32 holds well there.
+    Seeds are taken modulo 2^64.
     """
-    philox = np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64))
-    return -torch.from_numpy(np.random.Generator(philox).standard_exponential(size)).log()
+    key = int(np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64)).random_raw())
+    bits_N = ids_N.numpy().astype(np.uint32) ^ np.uint32(key % 2**32)
+    bits_N = mixed(mixed(bits_N) + np.uint32(key >> 32))
+    below_one_N = torch.from_numpy(bits_N.astype(np.float32)).mul_(2**-32).clamp_(2**-33, 1 - 2**-24)
+    return below_one_N.neg_().log1p_().neg_().log_().neg_()
+
+
+def mixed(bits_N: np.ndarray) -> np.ndarray:
+    """32 bits of which each depends on each of those given, in place (Wellons 2018, "lowbias32", revised 2023)."""
+    for shift, factor in MIX:
+        bits_N ^= bits_N >> shift
+        bits_N *= factor
+    bits_N ^= bits_N >> np.uint32(15)
+    return bits_N
+
+
+MIX = ((np.uint32(16), np.uint32(0x21F0AAAD)), (np.uint32(15), np.uint32(0x735A2D97)))
 
 
 def sample(
     logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0,
-    mask_W: Tensor | None = None,
+    ends: Collection[int] = (), mask_W: Tensor | None = None,
 ) -> Choice:  # fmt: skip
-    """Draw the next token after prompt + reply. trace: how many alternatives to describe in full.
+    """Draw the next token after prompt + reply. trace: how many alternatives to describe in full. Rest: see `shape`.
 
-    mask_W: the tokens that a constraint allows, packed.
-
-    Errors: FloatingPointError if the model computed something that is not a number.
+    Errors: FloatingPointError if the model computed something that is not a number; `shape`'s.
     """
     logits_V = logits_V.float().cpu()
-    if not logits_V.sum().isfinite():
-        raise FloatingPointError("the model's logits are not finite")
-    allowed_V = logits_V if mask_W is None else apply(logits_V.clone()[None], mask_W[None])[0]
-    shaped = shape(allowed_V, params, prompt, reply)
-    token = draw(shaped, params, len(prompt) + len(reply))
     logprobs_V = logits_V.log_softmax(-1)
+    if logprobs_V[0].isnan():  # then all are
+        raise FloatingPointError("the model's logits are not finite")
+    shaped = shape(logits_V, params, prompt, reply, ends=ends, mask_W=mask_W)
+    token = draw(shaped, params, len(prompt) + len(reply))
     if not trace:
         return Choice(token, float(logprobs_V[token]))
     return _describe(token, logprobs_V, shaped, trace)
@@ -185,5 +304,5 @@ def _describe(token: int, logprobs_V: Tensor, shaped: Shaped, count: int) -> Cho
         alternatives=tuple(Alternative(i, float(logprobs_V[i]), float(sampled_V[i]), shaped.cut(i)) for i in ids),
         entropy=float(torch.special.entr(logprobs_V.exp()).sum()),
         rank=int((logprobs_V > logprobs_V[token]).sum()),
-        candidates=int((shaped.scores_V >= shaped.floor).sum()),
+        candidates=len(shaped.survivors()),
     )

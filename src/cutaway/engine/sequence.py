@@ -30,7 +30,8 @@ class Sequence:
     """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the others
     might still become part of a stop string. trace: how many alternatives each choice describes. finish: as in
     `Event`, or "abort", or "timeout". source: what the encoder reads, in an encoder-decoder; the prompt is then its
-    start token. cached: tokens that were found in pages when it began. For the others see `Schedulable`.
+    start token. cached: tokens that were found in pages when it began. began: when its first span was planned, on the
+    monotonic clock. For the others see `Schedulable`.
     """
 
     prompt: list[int]
@@ -51,6 +52,7 @@ class Sequence:
     sent: int = 0
     computed: int = 0
     cached: int = 0
+    began: float | None = None
     table: list[int] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     rank: tuple[float, int] = (0, 0)
@@ -59,6 +61,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt + self.reply
+        own = frozenset[int]() if self.params.ignore_eos else self.tokenizer.stop_ids
+        self.ends = own | {*self.params.stop_token_ids}
         self.decoder = self.tokenizer.stream(continuing=True)
         self.text = "".join(map(self.decoder.push, self.reply))
         self.sent = len(self.text)
@@ -68,7 +72,7 @@ class Sequence:
         self.reply.append(choice.token)
         self.tokens.append(choice.token)
         offset = len(self.text)
-        ended = choice.token in self.tokenizer.stop_ids and not self.params.ignore_eos
+        ended = choice.token in self.ends
         if not ended:
             self.text += self.decoder.push(choice.token)
         full = len(self.reply) >= self.params.max_tokens or room <= 0

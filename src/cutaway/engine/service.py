@@ -13,8 +13,10 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
-from cutaway.engine.engine import Engine
+from cutaway.engine.engine import Engine, Step
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.errors import CutawayError
@@ -22,6 +24,7 @@ from cutaway.errors import CutawayError
 Request = tuple[list[int], SamplingParams]
 Listener = Callable[[Event | Exception], None]
 Item = tuple[int, Event | Exception]
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Service:
     """Owns an `Engine` and the thread that steps it. `stream` may be called from any event loop.
 
     max_waiting: sequences that may queue beyond those that the engine computes at a time.
+    watchers: told of every step, on the engine's thread; they must be quick.
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
@@ -68,6 +72,7 @@ class Service:
         self.gate = Gate(engine.limit + max_waiting)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[Sequence, Listener] = {}
+        self.watchers: list[Callable[[Step], None]] = []
         self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="cutaway-engine", daemon=True)
         self._thread.start()
@@ -83,18 +88,22 @@ class Service:
 
         Errors: those of `Engine.check`; `Busy`; `Stopped`.
         """
-        async with aclosing(self._events([self.engine.prepare(prompt, params, trace, kept)])) as events:
+        async with aclosing(self.follow([self.engine.prepare(prompt, params, trace, kept)])) as events:
             async for _, event in events:
                 yield event
 
     async def stream_all(self, requests: list[Request], trace: int = 0) -> AsyncGenerator[tuple[int, Event], None]:
-        """Events of several sequences as they come, with their request's index; all are accepted or none."""
-        sequences = [self.engine.prepare(prompt, params, trace) for prompt, params in requests]
-        async with aclosing(self._events(sequences)) as events:
+        """Events of several requests, see `follow`."""
+        async with aclosing(self.follow(self.prepare(requests, trace))) as events:
             async for item in events:
                 yield item
 
-    async def _events(self, sequences: list[Sequence]) -> AsyncGenerator[tuple[int, Event], None]:
+    def prepare(self, requests: list[Request], trace: int = 0) -> list[Sequence]:
+        """A sequence for each request, to be followed; it tells what events do not, such as `cached`."""
+        return [self.engine.prepare(prompt, params, trace) for prompt, params in requests]
+
+    async def follow(self, sequences: list[Sequence]) -> AsyncGenerator[tuple[int, Event], None]:
+        """Start sequences; their events as they come, each with its sequence's index. All are accepted or none."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Item] = asyncio.Queue()
 
@@ -119,6 +128,22 @@ class Service:
         """All events of one sequence."""
         async with aclosing(self.stream(prompt, params, trace)) as events:
             return [event async for event in events]
+
+    async def ask(self, question: Callable[[Engine], T]) -> T:
+        """What `question` finds between two steps, when nothing changes. Errors: its own; `Stopped`."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def put() -> None:
+            try:
+                settle = partial(answer.set_result, question(self.engine))
+            except Exception as error:  # whoever asked must hear of it
+                settle = partial(answer.set_exception, error)
+            with suppress(RuntimeError):  # a closed loop: nobody listens any more
+                loop.call_soon_threadsafe(lambda: answer.done() or settle())
+
+        self._command(put)
+        return await answer
 
     def close(self) -> None:
         """Finish the current step and end the thread; whoever still listens hears `Stopped`."""
@@ -146,8 +171,11 @@ class Service:
     def _run(self) -> None:
         while self._obey():
             try:
-                for sequence, event in self.engine.step():
+                steps, told = self.engine.stats.steps, self.engine.step()
+                for sequence, event in told:
                     self._listeners[sequence](event)
+                for watcher in self.watchers if self.engine.stats.steps > steps else ():
+                    watcher(self.engine.steps[-1])
             except Exception:  # whoever waits must hear of it, and the service must outlive it
                 log.exception("a step of the engine failed")
                 self._fail("a step of the engine failed")

@@ -36,7 +36,19 @@ from cutaway.labs.attention.softmax_choice import softmax_choice
 from cutaway.labs.attention.sqrt_d import sqrt_d
 from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
 from cutaway.labs.attention.window_and_sinks import window_and_sinks
+from cutaway.labs.decode.best_of_n import best_of_n
+from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
+from cutaway.labs.decode.repetition import repetition
+from cutaway.labs.decode.restricted_vocabulary import restricted_vocabulary
+from cutaway.labs.decode.speculative_exactness import speculative_exactness
+from cutaway.labs.decode.stopping import stopping
+from cutaway.labs.decode.valid_json import valid_json
+from cutaway.labs.engine.batch_drift import batch_drift
+from cutaway.labs.engine.continuous_batching import continuous_batching
 from cutaway.labs.engine.kv_cache import kv_cache
+from cutaway.labs.engine.low_bit_speed import low_bit_speed
+from cutaway.labs.engine.paged_cache import paged_cache
+from cutaway.labs.engine.prefix_reuse import prefix_reuse
 from cutaway.labs.engine.sampling import sampling
 from cutaway.labs.inside.analogies import analogies
 from cutaway.labs.inside.edit_sequence import edit_sequence
@@ -151,7 +163,19 @@ LABS: dict[str, Lab] = {
         shared_kv,
         mla,
         kv_cache,
+        paged_cache,
+        prefix_reuse,
+        continuous_batching,
+        low_bit_speed,
+        batch_drift,
         sampling,
+        greedy_and_beam,
+        repetition,
+        best_of_n,
+        valid_json,
+        restricted_vocabulary,
+        speculative_exactness,
+        stopping,
         cross_entropy_lab,
         softmax_jacobian,
         kl,

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from cutaway.engine.sequence import Event
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import Format, Json, begin, decoder_service, find
+from cutaway.serve.generation import Answer, Format, Json, begin, compiled, decoder_service, find
 from cutaway.serve.logprobs import completion_logprobs
 from cutaway.serve.schemas import CompletionRequest
 from cutaway.text.tokenizer import Tokenizer
@@ -23,19 +23,40 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     served = find(request, body.model)
     decoder_service(served)
     tokenizer = served.loaded.tokenizer
-    if body.best_of not in (None, body.n):
-        raise ApiError(400, "best_of: must equal n, nothing is ranked", param="best_of", code="unsupported_parameter")
+    check(body)
+    constraint = body.structured_outputs.constraint() if body.structured_outputs else None
+    await compiled(constraint, tokenizer, "structured_outputs")
+    rows = await asyncio.to_thread(token_rows, tokenizer, body.prompt)
+    prompts = await asyncio.to_thread(texts_of, tokenizer, body.prompt) if body.echo else [""] * len(rows)
     generation = begin(
         request,
         body,
         served,
-        await asyncio.to_thread(token_rows, tokenizer, body.prompt),
+        rows,
         field="prompt",
         max_tokens=body.max_tokens,
         top_logprobs=body.logprobs or 0,
-        format=completion_format(tokenizer, body.logprobs),
+        constraint=constraint,
     )
-    return await generation.respond(request)
+    format = completion_format(tokenizer, [p for p in prompts for _ in range(body.n)], body.logprobs)
+    return await Answer(generation, format, body.n).respond(request)
+
+
+def check(body: CompletionRequest) -> None:
+    """Errors: what cannot be had together."""
+    if body.choices < body.n:
+        raise ApiError(400, f"best_of: must be at least n = {body.n}", param="best_of", code="invalid_value")
+    if body.stream and body.choices > body.n:
+        raise ApiError(400, "best_of: what is streamed cannot be ranked", param="best_of", code="invalid_value")
+    if body.echo and body.logprobs is not None:
+        message = "echo: log-probabilities of a prompt are not supported"
+        raise ApiError(400, message, param="echo", code="unsupported_parameter")
+
+
+def texts_of(tokenizer: Tokenizer, given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+    """The prompts as text."""
+    rows = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return [row if isinstance(row, str) else tokenizer.decode(row) for row in rows]  # type: ignore[arg-type]
 
 
 def token_rows(tokenizer: Tokenizer, given: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
@@ -44,16 +65,20 @@ def token_rows(tokenizer: Tokenizer, given: str | list[str] | list[int] | list[l
     return [tokenizer.encode(row) if isinstance(row, str) else row for row in rows]  # type: ignore[misc]
 
 
-def completion_format(tokenizer: Tokenizer, top: int | None) -> Format:
-    """top: how many alternatives to report per token, None for no log-probabilities at all."""
+def completion_format(tokenizer: Tokenizer, echoes: list[str], top: int | None) -> Format:
+    """echoes: what each choice begins with. top: how many alternatives to report per token, None for no
+    log-probabilities at all."""
 
-    def choice(index: int, events: list[Event]) -> Json:
+    def described(index: int, text: str, events: list[Event]) -> Json:
         logprobs = None if top is None else completion_logprobs(tokenizer, events, top)
-        text = "".join(e.text for e in events)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": events[-1].finish}
 
+    def choice(index: int, events: list[Event]) -> Json:
+        return described(index, echoes[index] + "".join(e.text for e in events), events)
+
     def deltas(index: int, event: Event, first: bool) -> list[Json]:
-        worth = event.text or event.finish or top is not None
-        return [choice(index, [event])] if worth else []
+        text = echoes[index] * first + event.text
+        worth = text or event.finish or top is not None
+        return [described(index, text, [event])] if worth else []
 
     return Format("text_completion", "text_completion", "cmpl", choice, deltas)

@@ -49,14 +49,14 @@ class EventStream(Response):
     """Server-sent events, one per JSON object of `items`, which is closed in the end.
 
     An error before the first item becomes an ordinary error response; a later one is sent as an event and
-    ends the stream. last: sent after the last item, as it is.
+    ends the stream. last: sent after the last item, as it is. named: events bear the name of their item's "type".
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, items: AsyncGenerator[dict[str, Any], None], last: str = "") -> None:
+    def __init__(self, items: AsyncGenerator[dict[str, Any], None], last: str = "", named: bool = False) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self.items, self.last, self.begun = items, last, False
+        self.items, self.last, self.named, self.begun = items, last, named, False
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,10 +71,10 @@ class EventStream(Response):
             first = await anext(self.items)
             self.begun = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send(send, first)
+            await _send(send, first, self.named)
             try:
                 async for item in self.items:
-                    await _send(send, item)
+                    await _send(send, item, self.named)
             except Exception as error:  # the status is sent already: all that is left is to say so in the stream
                 await _send(send, as_api_error(error).body())
             else:
@@ -82,6 +82,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
 
-async def _send(send: Send, item: dict[str, Any]) -> None:
+async def _send(send: Send, item: dict[str, Any], named: bool = False) -> None:
     line = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
+    name = f"event: {item['type']}\n" if named else ""
+    await send({"type": "http.response.body", "body": f"{name}data: {line}\n\n".encode(), "more_body": True})

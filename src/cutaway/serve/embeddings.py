@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 from torch import Tensor
@@ -33,21 +34,25 @@ ENCODINGS: dict[str, Callable[[Tensor], Any]] = {
 
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
-    """One vector per input, of unit length if the model makes them so."""
+    """One vector per input, of unit length if the model makes them so, or if only its first `dimensions` are wanted.
+
+    Models trained for that keep the most there (Kusupati et al. 2022, "Matryoshka", arXiv:2205.13147).
+    """
     served = find(request, body.model)
     encoder = served.encoder
     if encoder is None:
         message = f"{served.name} is a decoder: it generates, it makes no embeddings"
         raise ApiError(400, message, param="model", code="model_not_supported")
     width = encoder.spec.width
-    if body.dimensions not in (None, width):
-        raise ApiError(400, f"dimensions: the model makes {width}, no other", param="dimensions", code="invalid_value")
+    if not 1 <= (kept := body.dimensions or width) <= width:
+        raise ApiError(400, f"dimensions: must be 1 to {width}", param="dimensions", code="invalid_value")
     rows = await asyncio.to_thread(token_rows, served.loaded.tokenizer, body.input)
     check(rows, encoder)
     with served.gate.enter():
         vectors_ND = await while_connected(request.receive, encode(served, encoder, rows))
     tokens = sum(map(len, rows))
-    request.app.state.metrics.prompt_tokens.labels(served.name).inc(tokens)
+    request.app.state.metrics.read(served.name, tokens)
+    vectors_ND = vectors_ND if kept == width else F.normalize(vectors_ND[:, :kept], dim=-1)
     spell = ENCODINGS[body.encoding_format]
     data = [{"object": "embedding", "index": i, "embedding": spell(vector_D)} for i, vector_D in enumerate(vectors_ND)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}

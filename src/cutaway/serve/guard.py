@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cutaway.serve.errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+PROBES = frozenset({"/health", "/ping", "/ready"})  # for those who watch over the server: open to all, never refused
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None
 
 
 def check_key(policy: Policy, headers: Headers, path: str) -> ApiError | None:
-    """`Authorization: Bearer KEY`, or for browsers Basic with the key as password. /health is open to all."""
-    if policy.api_key is None or path == "/health":
+    """`Authorization: Bearer KEY`, Anthropic's `x-api-key: KEY`, or for browsers Basic with the key as password."""
+    if policy.api_key is None or path in PROBES:
         return None
-    if hmac.compare_digest(_shown(headers.get("authorization", "")), policy.api_key.encode()):
+    shown = _shown(headers.get("authorization", "")) or headers.get("x-api-key", "").encode("latin-1")
+    if hmac.compare_digest(shown, policy.api_key.encode()):
         return None
     headers_out = {"WWW-Authenticate": 'Basic realm="Cutaway: the API key is the password"'}
     return ApiError(401, "missing or wrong API key", code="invalid_api_key", headers=headers_out)

@@ -1,5 +1,4 @@
-"""What clients may ask, as OpenAI names it, with vLLM's top_k, min_p, repetition_penalty, ignore_eos and
-chat_template_kwargs.
+"""What clients may ask, as OpenAI names it, with vLLM's further settings (top_k, min_p, structured_outputs ...).
 
 Nothing is ignored that would change the answer: an unknown field, or a known one that is not supported, is
 refused by name. Fields that cannot matter here are listed in tables, with the values for which that is so.
@@ -15,7 +14,9 @@ from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.engine.params import SamplingParams
+from cutaway.errors import CutawayError
 
 MAX_CHOICES = 16  # n
 MAX_STOPS = 16  # stop strings, of at most MAX_STOP characters each
@@ -23,35 +24,17 @@ MAX_STOP = 256
 MAX_PROMPTS = 64  # prompts of one completions request
 MAX_INPUTS = 2048  # inputs of one embeddings request
 MAX_ALTERNATIVES = 20  # top_logprobs
+MAX_NGRAM = 1024
 
 ANY = None  # whatever the value
+
+ANY_OBJECT = ConstraintSpec.schema({"type": "object"})
 
 Inert = dict[str, tuple[Any, ...] | None]
 
 EVERYWHERE: Inert = {"user": ANY, "safety_identifier": ANY}
-GENERATING: Inert = EVERYWHERE | {"logit_bias": ({},), "request_id": ANY}
-CHAT: Inert = GENERATING | {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "metadata": ANY,
-    "modalities": (["text"],),
-    "moderation": (),
-    "parallel_tool_calls": ANY,
-    "prediction": (),
-    "prompt_cache_key": ANY,
-    "prompt_cache_options": ANY,
-    "prompt_cache_retention": ANY,
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-COMPLETIONS: Inert = GENERATING | {"echo": (False,), "suffix": ("",)}
+GENERATING: Inert = EVERYWHERE | {"request_id": ANY}
+COMPLETIONS: Inert = GENERATING | {"suffix": ("",)}
 # What clients send back with an assistant's earlier message, as they got it.
 MESSAGE: Inert = {
     "annotations": ([],),
@@ -84,6 +67,10 @@ def utf8(value: str) -> str:
 
 Utf8 = Annotated[str, AfterValidator(utf8)]
 Ids = Annotated[list[int], Len(1)]
+Bias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], float],
+    expected("an object with token ids as keys and numbers as values"),
+]
 Text = Annotated[Utf8, Len(1, MAX_STOP)]
 Stop = Annotated[
     Text | Annotated[list[Text], Len(0, MAX_STOPS)],
@@ -125,48 +112,108 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class Sampling(Body):
-    """What chat and text completions have in common."""
+class StructuredOutputs(Body):
+    """vLLM's way to say what a reply must be: one of these."""
+
+    json_: Any = Field(None, alias="json", description="a JSON Schema")
+    json_object: bool = False
+    regex: Utf8 | None = None
+    choice: list[Utf8] | None = None
+    grammar: Utf8 | None = None
+
+    def constraint(self) -> ConstraintSpec | None:
+        """Errors: several at once."""
+        given = {k: v for k, v in self if v not in (None, False)}
+        if len(given) > 1:
+            raise CutawayError(f"give one of {', '.join(given)}", "structured_outputs")
+        return next((CONSTRAINTS[kind](value) for kind, value in given.items()), None)
+
+
+CONSTRAINTS: dict[str, Callable[[Any], ConstraintSpec]] = {
+    "json_": ConstraintSpec.schema,
+    "json_object": lambda _: ANY_OBJECT,
+    "regex": ConstraintSpec.regex,
+    "choice": ConstraintSpec.choices,
+    "grammar": ConstraintSpec.grammar,
+}
+
+
+class Drawing(Body):
+    """How tokens are drawn, whichever API asks. stops: texts that end a reply."""
 
     model: str
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = Field(0, ge=-1, description="0 and -1 are off")
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = Field(0, ge=0, le=MAX_NGRAM)
+    logit_bias: Bias = {}
     seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="of the first choice; the next one's is one more")
-    stop: Stop = []
     ignore_eos: bool = False
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Len(0, MAX_STOPS)] = []
+    min_tokens: int = 0
+    priority: int = Field(0, ge=-100, le=100, description="lower goes first")
     stream: bool = False
     stream_options: StreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return ()
+
+    @property
+    def choices(self) -> int:
+        """How many replies are computed for each prompt."""
+        return 1
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def params(self, seed: int, max_tokens: int, top_logprobs: int) -> SamplingParams:
+    def params(
+        self, seed: int, max_tokens: int, top_logprobs: int, constraint: ConstraintSpec | None
+    ) -> SamplingParams:
         """The settings of one sequence. Errors: a value out of range, by name."""
         return SamplingParams(
             temperature=self.temperature,
             top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
+            typical_p=self.typical_p,
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            no_repeat_ngram=self.no_repeat_ngram_size,
+            logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
             seed=seed,
             stop=self.stops,
+            stop_token_ids=tuple(self.stop_token_ids),
+            min_tokens=self.min_tokens,
             max_tokens=max_tokens,
             top_logprobs=top_logprobs,
             ignore_eos=self.ignore_eos,
+            priority=-self.priority,
+            constraint=constraint,
         )
+
+
+class Sampling(Drawing):
+    """What chat and text completions have in common."""
+
+    stop: Stop = []
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def choices(self) -> int:
+        return self.n
 
 
 class TextPart(Body):
@@ -187,33 +234,26 @@ class Message(Body):
     ]
 
 
-class ChatRequest(Sampling):
-    """POST /v1/chat/completions. Without a maximum, a reply may fill the context."""
-
-    inert = CHAT
-    messages: Annotated[list[Message], Len(1)]
-    chat_template_kwargs: dict[str, Any] = {}
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
-
-
 class CompletionRequest(Sampling):
     """POST /v1/completions."""
 
     inert = COMPLETIONS
     prompt: Prompts
     max_tokens: int = 16
-    best_of: int | None = None
+    echo: bool = False
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     logprobs: int | None = Field(None, ge=0, le=MAX_ALTERNATIVES)
+
+    @property
+    def choices(self) -> int:
+        return self.best_of or self.n
 
 
 class EmbeddingRequest(Body):
-    """POST /v1/embeddings. dimensions: only the model's own number."""
+    """POST /v1/embeddings. dimensions: the first so many numbers of each vector."""
 
     inert = EVERYWHERE
     model: str
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: int | None = Field(None, ge=1)

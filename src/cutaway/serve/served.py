@@ -11,17 +11,22 @@ from typing import cast
 from cutaway.engine.engine import engine_of
 from cutaway.engine.service import Gate, Service
 from cutaway.models.encoder import Encoder
+from cutaway.serve.tool_calls import FORMATS, Format
 from cutaway.weights.checkpoint import Loaded
 
 
 @dataclass(frozen=True, eq=False)
 class Served:
-    """service generates; None for an encoder, whose requests pass `gate` and then take turns."""
+    """service generates; None for an encoder, whose requests pass `gate` and then take turns.
+
+    calls: how the model writes calls of tools; None to see in its chat template.
+    """
 
     name: str
     loaded: Loaded
     service: Service | None = None
     gate: Gate = field(default_factory=lambda: Gate(64))
+    calls: Format | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -48,11 +53,12 @@ Models = Mapping[str, Served]
 
 
 def serve_model(
-    loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = ""
-) -> Served:
-    """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits."""
+    loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = "",
+    calls: str | None = None,
+) -> Served:  # fmt: skip
+    """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits, `FORMATS` for calls."""
     gate = Gate(max_waiting + 1)
     if loaded.spec.pooling:
         return Served(name or loaded.name, loaded, gate=gate)
     engine = engine_of(loaded, context=context, running=running)
-    return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate)
+    return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate, FORMATS[calls] if calls else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from cutaway.serve.app import Models
-from cutaway.studio import budget, chat, code, inside, labs, model, pages
+from cutaway.studio import budget, chat, code, engine, inside, labs, model, pages
 
 PREFIX = "/studio/api"
 
@@ -17,6 +17,6 @@ PREFIX = "/studio/api"
 def mount(app: FastAPI, models: Models) -> None:
     """Add the studio to an application of `cutaway.serve.app`; `models` are those it serves."""
     app.state.models, app.state.laboratory = models, labs.Laboratory()
-    for part in (model, code, chat, labs, inside, budget):
+    for part in (model, code, chat, labs, inside, budget, engine):
         app.include_router(part.router, prefix=PREFIX)
     app.include_router(pages.router)

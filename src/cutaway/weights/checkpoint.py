@@ -29,6 +29,7 @@ from cutaway.models.spec import Spec
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights import gguf, safetensors, sources
 from cutaway.weights.packed import Unpacked
+from cutaway.weights.quantization import packings_of
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 STORED = "stored"
@@ -58,7 +59,8 @@ class Checkpoint:
     stored: Mapping[str, str]
     read: Callable[[str], Tensor]
     read_tokenizer: Callable[[], Tokenizer]
-    raw: Callable[[str], Tensor] | None = None  # the bytes of a foreign tensor, where its format is one of blocks
+    raw: Callable[[str], tuple[Tensor, str] | None] = lambda name: None  # a tensor of blocks: its bytes, their format
+    idle: Callable[[str], bool] = lambda name: False  # whether a tensor is one that may be left out
 
     @cached_property
     def bindings(self) -> dict[str, Binding]:
@@ -108,14 +110,14 @@ class Checkpoint:
         letting it move their numbers.
         """
         row, shape = self.bindings[ours], self._shapes[ours]
-        if self.raw is None or len(row.theirs) > 1 or len(shape) != 2:
+        if len(row.theirs) > 1 or len(shape) != 2:
             return None
         count = self.shapes[row.theirs[0]][0]
         numbers = torch.arange(count)[:, None]
         moved = dict(zip(row.ours, row.via.load(numbers, self.spec) if row.via else (numbers,), strict=True))[ours]
-        if moved.shape != (shape[0], 1):
+        if moved.shape != (shape[0], 1) or (found := self.raw(row.theirs[0])) is None:
             return None
-        return self.raw(row.theirs[0]).view(count, -1), moved[:, 0], self.stored[row.theirs[0]]
+        return found[0].view(count, -1), moved[:, 0], found[1]
 
     def stored_type(self, ours: str) -> str:
         """The type on disk of the tensor behind one of our parameters."""
@@ -160,7 +162,8 @@ class Checkpoint:
         return name
 
     def _ignored(self, name: str) -> bool:
-        return name in rope_gguf.TENSORS or any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
+        known = any(re.fullmatch(pattern, name) for pattern in self.family.ignored)
+        return known or name in rope_gguf.TENSORS or self.idle(name)
 
 
 def _of_tensorflow(name: str) -> str:
@@ -254,7 +257,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         stored={name: info.type for name, info in file.tensors.items()},
         read=file.load,
         read_tokenizer=lambda: Tokenizer.from_gguf(file.metadata),
-        raw=file.raw,
+        raw=lambda name: (file.raw(name), file.tensors[name].type),
     )
 
 
@@ -269,7 +272,7 @@ def _open_directory(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     where, names = path / "config.json", lambda: _tensor_names(path)
     family = family_of_architecture(_architectures(config, where), str(where), config, names)
-    tensors = Unpacked(safetensors.read(path))
+    tensors = Unpacked(safetensors.read(path), packings_of(config, str(where)))
     config = {**config, **family.observed(config, tensors.shapes)}
     if family.pools:
         config["cutaway_pooling"] = {**_located(path, lambda: _pooling(path)), **config["cutaway_pooling"]}
@@ -283,6 +286,8 @@ def _open_directory(path: Path) -> Checkpoint:
         stored=tensors.dtypes,
         read=tensors.__getitem__,
         read_tokenizer=lambda: Tokenizer.from_dir(path),
+        raw=tensors.blocks,
+        idle=tensors.idle,
     )
 
 

@@ -1,7 +1,9 @@
-"""Checkpoints that keep a matrix as codes of few bits and, in a tensor beside it, their scales; read as one matrix.
+"""Checkpoints that keep a matrix as codes of few bits and, in tensors beside it, their scales; read as one matrix.
 
 MXFP4   X_blocks, X_scales              gpt-oss: 32 numbers of 4 bits share a power of two
 FP8     X.weight, X.weight_scale_inv    DeepSeek-V3: 128 x 128 numbers of 8 bits share a float32
+
+These are known by their names. Those of `integers` are looked for where a checkpoint's configuration says so.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
+from cutaway.weights import grouped
 from cutaway.weights.blocks import microscaled
+from cutaway.weights.grouped import Grouped
 from cutaway.weights.safetensors import DAMAGED, Shards
 
 TILE = 128  # rows, and columns, of FP8 weights that share a scale
@@ -35,61 +39,95 @@ def fp8(weights: Tensor, scales: Tensor) -> Tensor:
     return weights.float() * factors[: weights.shape[0], : weights.shape[1]]
 
 
-def _mxfp4_shape(codes: Shape, scales: Shape) -> Shape | None:
-    return (codes[0], 32 * codes[2], codes[1]) if len(codes) == 4 and codes == (*scales, 16) else None
+class Parts(NamedTuple):
+    """The tensors of one matrix, by how their names end."""
 
+    tensors: Shards
+    stem: str
 
-def _fp8_shape(codes: Shape, scales: Shape) -> Shape | None:
-    return codes if len(codes) == 2 and tuple(-(-n // TILE) for n in codes) == scales else None
+    def load(self, ends: tuple[str, ...]) -> grouped.Parts:
+        """Those that there are."""
+        return {end: self.tensors[self.stem + end] for end in ends if self.stem + end in self.tensors}
+
+    def shape(self, end: str) -> Shape | None:
+        """None if there is none."""
+        return self.tensors.shapes.get(self.stem + end)
+
+    def type(self, end: str) -> str | None:
+        """On disk; None if there is none."""
+        return self.tensors.dtypes.get(self.stem + end)
 
 
 class Packing(NamedTuple):
-    """name: the type on disk. codes, scales, whole: how names end. shape: of the whole, None if theirs do not fit."""
+    """One way to pack a matrix.
+
+    name: the type on disk. ends: of the names of its tensors, codes, scales, then those that may be missing. whole: the
+    end of its own name. shape: of the whole, None if its tensors do not fit. Of plain and split it has one.
+    """
 
     name: str
-    codes: str
-    scales: str
+    ends: tuple[str, ...]
     whole: str
-    shape: Callable[[Shape, Shape], Shape | None]
-    decode: Callable[[Tensor, Tensor], Tensor]
+    shape: Callable[[Parts], Shape | None]
+    plain: Callable[[Tensor, Tensor], Tensor] | None = None  # of codes and scales
+    split: Callable[[grouped.Parts], Grouped] | None = None
+
+
+def _mxfp4_shape(parts: Parts) -> Shape | None:
+    codes, scales = parts.shape("_blocks") or (), parts.shape("_scales") or ()
+    return (codes[0], 32 * codes[2], codes[1]) if len(codes) == 4 and codes == (*scales, 16) else None
+
+
+def _fp8_shape(parts: Parts) -> Shape | None:
+    codes, scales = parts.shape(".weight") or (), parts.shape(".weight_scale_inv") or ()
+    return codes if len(codes) == 2 and tuple(-(-n // TILE) for n in codes) == scales else None
 
 
 PACKINGS = (
-    Packing("MXFP4", "_blocks", "_scales", "", _mxfp4_shape, mxfp4),
-    Packing("FP8", ".weight", ".weight_scale_inv", ".weight", _fp8_shape, fp8),
+    Packing("MXFP4", ("_blocks", "_scales"), "", _mxfp4_shape, mxfp4),
+    Packing("FP8", (".weight", ".weight_scale_inv"), ".weight", _fp8_shape, fp8),
 )
 
 
-class Pair(NamedTuple):
-    """The names of a matrix's two tensors, and how they make it."""
+class Found(NamedTuple):
+    """A packed matrix of a checkpoint, and what it unpacks to."""
 
-    codes: str
-    scales: str
     packing: Packing
+    parts: Parts
+    shape: Shape
+
+    def weights(self) -> Tensor:
+        """The numbers."""
+        if (split := self.split()) is not None:
+            return split.weights()
+        codes, scales = self.parts.load(self.packing.ends).values()
+        assert self.packing.plain is not None
+        return self.packing.plain(codes, scales)
+
+    def split(self) -> Grouped | None:
+        """Integers and scales, if it is made of these. Errors: groups that do not exist."""
+        return self.packing.split(self.parts.load(self.packing.ends)) if self.packing.split else None
 
 
 class Unpacked(Mapping[str, Tensor]):
-    """The tensors of a checkpoint, each packed pair under the one name that it has unpacked; decoded when asked for.
+    """The tensors of a checkpoint, each packed matrix under the one name that it has unpacked; decoded when asked for.
 
-    shapes, dtypes: by name, as of `Shards`. Errors: scales that do not go with their codes.
+    packings: which may be there beside those of `PACKINGS`. shapes, dtypes: by name, as of `Shards`. Errors: scales
+    that do not go with their codes.
     """
 
-    def __init__(self, tensors: Shards) -> None:
-        self.tensors, self.pairs = tensors, _pairs(tensors)
-        parts = {name for pair in self.pairs.values() for name in pair[:2]}
+    def __init__(self, tensors: Shards, packings: tuple[Packing, ...] = ()) -> None:
+        self.tensors, self.found = tensors, _found(tensors, PACKINGS + packings)
+        parts = {found.parts.stem + end for found in self.found.values() for end in found.packing.ends}
         plain = [name for name in tensors if name not in parts]
-        self.shapes = {name: tensors.shapes[name] for name in plain} | {
-            name: self._shape(name, pair) for name, pair in self.pairs.items()
-        }
+        self.shapes = {name: tensors.shapes[name] for name in plain} | {n: f.shape for n, f in self.found.items()}
         self.dtypes = {name: tensors.dtypes[name] for name in plain} | {
-            name: pair.packing.name for name, pair in self.pairs.items()
+            name: found.packing.name for name, found in self.found.items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        pair = self.pairs.get(name)
-        if pair is None:
-            return self.tensors[name]
-        return pair.packing.decode(self.tensors[pair.codes], self.tensors[pair.scales])
+        found = self.found.get(name)
+        return self.tensors[name] if found is None else found.weights()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -97,19 +135,38 @@ class Unpacked(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def _shape(self, name: str, pair: Pair) -> Shape:
-        codes, scales = (self.tensors.shapes[part] for part in pair[:2])
-        if (shape := pair.packing.shape(codes, scales)) is None:
-            what = f"{pair.packing.name} codes of shape {list(codes)} have scales of shape {list(scales)}"
-            raise CutawayError(what, f"{self.tensors.path}: {name}", DAMAGED)
-        return shape
+    def blocks(self, name: str) -> tuple[Tensor, str] | None:
+        """The codes of a matrix as blocks of GGUF and their format; None where they cannot be: `Grouped.blocks`."""
+        split = self.found[name].split() if name in self.found else None
+        return None if split is None else split.blocks()
+
+    def idle(self, name: str) -> bool:
+        """A bias of zeros beside a packed matrix: AutoGPTQ wrote one for each, whether the model has them or not."""
+        matrix = name.removesuffix(".bias") + ".weight"
+        return name.endswith(".bias") and matrix in self.found and not self.tensors[name].any()
 
 
-def _pairs(tensors: Shards) -> dict[str, Pair]:
+def _found(tensors: Shards, packings: tuple[Packing, ...]) -> dict[str, Found]:
     """The packed matrices by the names that they have unpacked."""
-    return {
-        stem + packing.whole: Pair(stem + packing.codes, name, packing)
-        for packing in PACKINGS
-        for name in tensors
-        if name.endswith(packing.scales) and (stem := name.removesuffix(packing.scales)) + packing.codes in tensors
-    }
+    made: dict[str, Found] = {}
+    for stem, ways in _ways(tensors, packings).items():
+        parts = Parts(tensors, stem)
+        fitting = ((packing, shape) for packing in ways if (shape := packing.shape(parts)) is not None)
+        packing, shape = next(fitting, (ways[0], None))
+        if shape is None:
+            codes, scales = (list(parts.shape(end) or ()) for end in packing.ends[:2])
+            what = f"{packing.name} codes of shape {codes} have scales of shape {scales}, or others do not fit"
+            raise CutawayError(what, f"{tensors.path}: {stem}{packing.whole}", DAMAGED)
+        made[stem + packing.whole] = Found(packing, parts, shape)
+    return made
+
+
+def _ways(tensors: Shards, packings: tuple[Packing, ...]) -> dict[str, list[Packing]]:
+    """The packed matrices by what their tensors' names begin with, and how each may be packed, going by names."""
+    ways: dict[str, list[Packing]] = {}
+    for packing in packings:
+        codes, scales = packing.ends[:2]
+        for name in tensors:
+            if name.endswith(scales) and (stem := name.removesuffix(scales)) + codes in tensors:
+                ways.setdefault(stem, []).append(packing)
+    return ways

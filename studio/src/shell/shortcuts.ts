@@ -7,7 +7,7 @@ export const SHORTCUTS: { title: Key; keys: [string[], Key][] }[] = [
   {
     title: "keys.everywhere",
     keys: [
-      [["1", "2", "3", "4"], "keys.pages"],
+      [["1", "2", "3", "4", "5"], "keys.pages"],
       [["l"], "keys.language"],
       [["?"], "keys.help"],
     ],
@@ -34,6 +34,14 @@ export const SHORTCUTS: { title: Key; keys: [string[], Key][] }[] = [
     ],
   },
   {
+    title: "keys.engine",
+    keys: [
+      [["←", "→"], "keys.engine.steps"],
+      [["←", "→", "↑", "↓"], "keys.engine.pages"],
+      [["Enter"], "keys.engine.pick"],
+    ],
+  },
+  {
     title: "keys.heat",
     keys: [
       [["←", "→", "↑", "↓"], "keys.heat.move"],
@@ -50,6 +58,7 @@ const ACTIONS: Record<string, () => void> = {
   "2": () => go("model"),
   "3": () => go("labs"),
   "4": () => go("budget"),
+  "5": () => go("engine"),
   l: () => (prefs.lang = prefs.lang === "en" ? "zh" : "en"),
   t: () => (prefs.tint = nextTint[prefs.tint]),
   "/": () => document.getElementById("composer")?.focus(),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from cutaway.engine.params import SamplingParams
@@ -27,6 +30,8 @@ FILTERS = [
     {"temperature": 1.6, "top_k": 40, "top_p": 0.9},
     {"temperature": 1.9, "top_k": 120, "top_p": 0.95, "min_p": 0.02},
     {"top_p": 0.02},
+    {"temperature": 1.2, "typical_p": 0.3},
+    {"temperature": 1.5, "top_k": 60, "typical_p": 0.8},
 ]
 
 
@@ -36,8 +41,8 @@ def logits(seed: int = 0) -> Tensor:
 
 
 def _theirs(scores_V: Tensor, settings: dict[str, float]) -> Tensor:
-    steps = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper}
-    steps |= {"top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    steps: dict[str, Any] = {"temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper}
+    steps |= {"top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper, "typical_p": TypicalLogitsWarper}
     for name, value in settings.items():
         scores_V = steps[name](value)(None, scores_V[None])[0]
     return scores_V.softmax(-1)
@@ -67,6 +72,11 @@ def penalties() -> None:
         assert torch.allclose(found_V, expected_V), f"presence {presence}, frequency {frequency}"
 
 
+def _free(logits_V: Tensor, seed: int, count: int) -> list[int]:
+    params = SamplingParams(seed=seed)
+    return [draw(shape(logits_V, params, [], []), params, i) for i in range(count)]
+
+
 def draws() -> None:
     """Draws follow the distribution; they depend on the seed and on the position, and on nothing else."""
     few_V, count = torch.tensor([1.5, 1.0, 0.5, 0.0, -1.0]), 3000
@@ -79,6 +89,10 @@ def draws() -> None:
         assert ((counts_V[:4] - expected_V) ** 2 / expected_V).sum() < 16.3, "other frequencies"  # p = 0.001
     assert tokens[1] != tokens[2], "the seed makes no difference"
     assert len(set(tokens[1])) > 1, "the position makes no difference"
+    few = SamplingParams(seed=1, top_k=2)
+    lucky = [(t, draw(shape(-few_V, few, [], []), few, i)) for i, t in enumerate(_free(-few_V, 1, 99)) if t > 2]
+    assert lucky, "nothing to compare"
+    assert all(a == b for a, b in lucky), "a survivor's luck depends on the filter"
     assert tokens[1][:99] == [draw(shaped, SamplingParams(seed=1), i) for i in range(99)], "not repeatable"
 
 
@@ -108,8 +122,27 @@ def greedy() -> None:
     assert sample(logits(), punished, [], [best, best, best]).token == int(logits().topk(2).indices[1])
 
 
+def rules() -> None:
+    """Bias is added; n-grams, early ends and what a constraint forbids never come."""
+    scores_V = penalize(logits(), SamplingParams(logit_bias={5: 1.5, 9: -2.0}), [], [])
+    expected_V = logits()
+    expected_V[5] += 1.5
+    expected_V[9] -= 2
+    assert torch.allclose(scores_V, expected_V)
+    for prompt, reply in [(PROMPT, REPLY), ([1, 2, 3, 9, 2, 4, 1], [2])]:
+        kept_V = shape(logits(), SamplingParams(no_repeat_ngram=3), prompt, reply).probabilities() > 0
+        processed = NoRepeatNGramLogitsProcessor(3)(torch.tensor([prompt + reply]), logits()[None])[0]
+        assert torch.equal(kept_V, processed > -torch.inf), "other n-grams"
+    for told in range(5):
+        p_V = shape(logits(), SamplingParams(min_tokens=3), PROMPT, REPLY[:told], ends={7, 8}).probabilities()
+        assert bool(p_V[7] > 0) == bool(p_V[8] > 0) == (told >= 3), "an end at the wrong time"
+    mask_W = torch.full((10,), 0b1010, dtype=torch.int32)
+    p_V = shape(logits(), SamplingParams(), [], [], mask_W=mask_W).probabilities()
+    assert p_V.nonzero()[:, 0].tolist() == [t for t in range(VOCAB) if t % 32 in (1, 3)]
+
+
 def _named() -> Iterator[tuple[str, object]]:
-    for proof in (filters, penalties, draws, reports, greedy):
+    for proof in (filters, penalties, rules, draws, reports, greedy):
         yield f"sampler {proof.__name__}", proof
 
 
