@@ -32,6 +32,7 @@ scene("a working engine: steps, pages, and who shares them; by keyboard too", {}
     const table = page.getByRole("region", { name: "Sequences", exact: true });
     const rows = table.locator("tbody tr");
     await rows.nth(2).waitFor();
+    await rows.locator("td:nth-child(7)").filter({ hasText: /^[1-9]/ }).first().waitFor();
     await page.getByRole("button", { name: "Pause" }).click();
     const shared = await rows.locator("td:nth-child(7)").allInnerTexts();
     assert.ok(shared.some((count) => Number(count) > 0), `pages that are shared: ${shared}`);

@@ -197,13 +197,14 @@ from cutaway.models.decoder import Decoder
 from cutaway.weights import checkpoint
 
 engine = told("la " * 900, context=4000)
-class Slow(type(engine.model), Decoder):
+model = engine.runner.model
+class Slow(type(model), Decoder):
     dtype, device = torch.float32, torch.device("cpu")
     def logits(self, hidden_RD):
         time.sleep(0.02)
         return super().logits(hidden_RD)
-engine.model.__class__ = Slow
-checkpoint.load = lambda source, dtype, device: loaded(source, engine.model, tokenizer())
+model.__class__ = Slow
+checkpoint.load = lambda source, dtype, device: loaded(source, model, tokenizer())
 run()
 """
 
