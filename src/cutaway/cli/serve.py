@@ -33,6 +33,9 @@ Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
+Speculate = Annotated[
+    bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
+]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
@@ -53,6 +56,7 @@ def serve(
     device: Device = "cpu",
     context: Context = None,
     running: Running = 16,
+    speculate: Speculate = False,
     max_waiting: Waiting = 64,
     api_key: Key = None,
     allow_origin: Origins = None,
@@ -68,7 +72,7 @@ def serve(
     with listening(host, port) as taken, ExitStack() as stack:
         from cutaway.serve.app import Policy, create_app
 
-        settings = {"context": context, "running": running, "max_waiting": max_waiting}
+        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate}
         loaded = load_all(models, embeddings or [], dtype, device)
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])

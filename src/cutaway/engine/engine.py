@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from cutaway.engine.drafter import Drafter
+from cutaway.engine.drafter import Drafter, learn, worth
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch, Modules, Runner, ends_of, native, salt
@@ -179,7 +179,9 @@ class Engine:
                 break
             if event.choice.token != draft or sequence.finish:
                 break
-        self.scheduler.commit(span, max(0, len(events) - 1))
+        accepted = max(0, len(events) - 1)
+        learn(sequence, len(sequence.drafts), accepted)
+        self.scheduler.commit(span, accepted)
         if sequence.finish:
             self.runner.forget(sequence)
         elif events:
@@ -198,7 +200,7 @@ class Engine:
     def _drafts(self, sequence: Sequence) -> list[int]:
         """What its constraint leaves no choice about, else what the drafter guesses."""
         forced = sequence.constraint.forced() if sequence.constraint else []
-        return forced or (self.drafter.propose(sequence.tokens) if self.drafter else [])
+        return forced or (self.drafter.propose(sequence.tokens, worth(sequence)) if self.drafter else [])
 
     def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]], replied: int) -> None:
         pages, ended = self.scheduler.pages, time.monotonic()

@@ -29,9 +29,9 @@ class Event:
 class Sequence:
     """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the others
     might still become part of a stop string. trace: how many alternatives each choice describes. finish: as in
-    `Event`, or "abort", or "timeout". source: what the encoder reads, in an encoder-decoder; the prompt is then its
-    start token. cached: tokens that were found in pages when it began. began: when its first span was planned, on the
-    monotonic clock. For the others see `Schedulable`.
+    `Event`, or "abort", "timeout", "error". source: what the encoder reads, in an encoder-decoder; the prompt is then
+    its start token. cached: tokens that were found in pages when it began. trust: share of guesses that were right
+    lately. began: when its first span was planned, on the monotonic clock. For the others see `Schedulable`.
     """
 
     prompt: list[int]
@@ -58,6 +58,7 @@ class Sequence:
     rank: tuple[float, int] = (0, 0)
     awaited: int = 0
     preempted: int = 0
+    trust: float = 1.0
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt + self.reply

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +52,7 @@ class Said:
     def __init__(self, prompt: list[int], reply: list[int]) -> None:
         self.whole, self.asked = prompt + reply, 0
 
-    def propose(self, tokens: Any) -> list[int]:
+    def propose(self, tokens: list[int], most: int) -> list[int]:
         """Of five guesses the first few are right."""
         self.asked += 1
         coming = self.whole[len(tokens) : len(tokens) + 5]

@@ -24,7 +24,7 @@ from cutaway.labs.subject import MODEL
 
 P, Q = (0.5, 0.3, 0.2), (0.3, 0.3, 0.4)
 LEAST_P, SURELY_WRONG = 1e-4, 1e-9
-DRAFTER = PromptLookup(count=4, shortest=1)
+DRAFTER = PromptLookup(shortest=1)
 
 
 class Replies(NamedTuple):
