@@ -8,7 +8,6 @@ scene("a reply streams, is tinted, and each token shows its detail", {}, async (
   await open(page);
   await page.locator("#composer").fill("Name three colors.");
   await page.keyboard.press("Enter");
-  await page.getByRole("button", { name: "Stop" }).waitFor();
   await replied(page);
   assert.match(await page.locator("article[aria-busy] footer").last().innerText(), /tokens\/s.*prefill/s);
 

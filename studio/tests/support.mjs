@@ -70,10 +70,11 @@ export async function say(page, text) {
   await replied(page);
 }
 
+/** A short reply may be over before anybody looks: that it begins is waited for a moment only. */
 export async function replied(page) {
   await page
     .locator("article[aria-busy=true]")
-    .waitFor({ state: "attached", timeout: LONG })
+    .waitFor({ state: "attached", timeout: 1000 })
     .catch(() => {});
   await page.locator("article[aria-busy=true]").waitFor({ state: "detached", timeout: LONG });
   assert.ok((await tokens(page).count()) > 0, "the reply has tokens");
