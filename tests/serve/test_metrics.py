@@ -103,7 +103,7 @@ def test_guesses_are_counted_by_place():
     class Seer:
         """Right about two tokens, wrong about the third."""
 
-        def propose(self, tokens):
+        def propose(self, tokens, most):
             return [*known[len(tokens) :][:2], [*known, 0, 0, 0][len(tokens) + 2] ^ 1]
 
     served = serve_model(loaded("tiny", decoder(), tokenizer()))
