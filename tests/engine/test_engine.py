@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutaway.engine.cache import KVCache, Spans
-from cutaway.engine.engine import Engine, TooLong
+from cutaway.engine.engine import Engine, TimedOut, TooLong
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.models.block import positions_of
@@ -151,6 +151,17 @@ def test_an_aborted_sequence_leaves_nothing_behind():
     while engine.busy:
         engine.step()
     assert b.reply == run(Engine(decoder(), tokenizer()), [(ids(4, 1), GREEDY)])[0]
+
+
+def test_a_deadline_that_passes_is_told_and_leaves_nothing_behind():
+    engine = Engine(decoder(), tokenizer())
+    late = engine.add(ids(4), SamplingParams(temperature=0, max_tokens=50, ignore_eos=True, timeout=60))
+    engine.step()
+    late.deadline = 0
+    ((who, error),) = engine.step()
+    assert (who, late.finish, isinstance(error, TimedOut)) == (late, "timeout", True)
+    assert not engine.runner.memories
+    engine.scheduler.pages.check([])
 
 
 def test_closing_a_generator_aborts():

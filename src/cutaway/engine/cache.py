@@ -6,6 +6,7 @@ attention keeps one vector for both; a recurrent mixer keeps a state; cross-atte
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from cutaway.native.tape import untouched
 from cutaway.nn.attention import Project, Question, attend, ends
 
 
-class Memory:
+class Memory(ABC):
     """What one sequence remembers beside its keys and values. `put` and `get` are its kinds' own.
 
     memory_SD: the hidden states of its source, in an encoder-decoder. reach: how long the text may become; rotations
@@ -38,13 +39,13 @@ class Memory:
             self.sources[layer] = k_SGK.transpose(0, 1), v_SGK.transpose(0, 1)
         return self.sources[layer]
 
+    @abstractmethod
     def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
         """Store what T tokens at positions start, start + 1, ... leave behind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get(self, layer: int, first: int, end: int) -> list[Tensor]:
         """What is kept of positions first ... end - 1, [G, S, K]."""
-        raise NotImplementedError
 
 
 class KVCache(Memory):

@@ -143,6 +143,8 @@ class Engine:
         began = time.monotonic()
         spans = self.scheduler.plan(began)
         told: list[Told] = [(s, TimedOut("its deadline has passed")) for s in self.scheduler.late]
+        for sequence in self.scheduler.late:
+            self.runner.forget(sequence)
         if not spans:
             return told
         rows, ran = _wanted(spans), time.monotonic()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.engine.cache import Paged, Pool, Spans
-from cutaway.engine.graph import PAGE, Graph, refusal
+from cutaway.engine.graph import ADAPTIVE, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
 from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
@@ -196,7 +196,7 @@ def salt(spec: Spec, tenant: str, reach: int) -> bytes:
     if spec.encoder or any(getattr(a, "state", ()) for a in mixers):  # a source, or states, which no page holds
         return os.urandom(16)
     ropes = [rope for a in mixers if (rope := getattr(a, "rope", None))]
-    adapts = any(rope.scaling and rope.scaling.kind in ("dynamic", "longrope") for rope in ropes)
+    adapts = any(rope.scaling and rope.scaling.kind in ADAPTIVE for rope in ropes)
     return f"{reach if adapts else 0}:{tenant}".encode()
 
 
