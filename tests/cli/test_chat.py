@@ -24,7 +24,7 @@ from cutaway.weights import checkpoint
 from engine.tiny import decoder, tokenizer, told
 from serve.servers import encoder, loaded
 
-COMMAND = [sys.executable, "-c", "from cutaway.cli.main import run; run()"]
+COMMAND = [sys.executable, "-m", "cutaway"]
 MODELS = {
     "tiny": loaded("tiny", decoder(), tokenizer()),
     "base": loaded("base", decoder(), tokenizer(None)),

@@ -17,7 +17,7 @@ from cutaway.cli.serve import listening
 from cutaway.embed.sentences import encode
 from cutaway.weights.checkpoint import load
 
-COMMAND = [sys.executable, "-c", "from cutaway.cli.main import run; run()", "serve"]
+COMMAND = [sys.executable, "-m", "cutaway", "serve"]
 
 
 @pytest.fixture(scope="module")

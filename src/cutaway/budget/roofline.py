@@ -2,6 +2,7 @@
 
 A step that generates a token for each of B sequences reads all weights once and every sequence's own cache. Weights
 are shared, so a larger batch computes more per byte; caches are not, and past some length no batch reaches the ridge.
+width: bytes of a weight as it is stored, where that is not the dtype of the cache: 0.5625 with 4 bits and a scale.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Step(NamedTuple):
         return "weights" if self.weights >= self.cache else "cache"
 
 
-def step(cost: Cost, chip: Chip, dtype: str, batch: int, context: int) -> Step:
+def step(cost: Cost, chip: Chip, dtype: str, batch: int, context: int, width: float | None = None) -> Step:
     """By the exact cost model: experts that the batch reaches, windows, the input table not read."""
     return Step(
         compute=batch * cost.flops_per_token(context) / chip.rate(dtype),
-        weights=cost.read(batch) * width_of(dtype) / chip.bandwidth,
+        weights=cost.read(batch) * (width or width_of(dtype)) / chip.bandwidth,
         cache=cost.kv_bytes(context, batch, dtype).value / chip.bandwidth,
     )
 
@@ -58,14 +59,15 @@ def roofline(cost: Cost, chip: Chip, dtype: str, *, batch: int = 1, context: int
     ]
 
 
-def balance(cost: Cost, chip: Chip, dtype: str, context: int) -> list[Figure]:
+def balance(cost: Cost, chip: Chip, dtype: str, context: int, width: float | None = None) -> list[Figure]:
     """The batch at which computing takes as long as reading, 2 FLOPs for each of all N parameters.
 
     B·(2·N + a·C)/R = (N·b + B·C·k)/M: none if C is past the last line. Of experts a batch reads more and more of them,
     so that theirs is later than this says.
     """
     a, k = cost.flops_per_token(2) - cost.flops_per_token(1), cost.kv_bytes_per_token(dtype).value
-    sizes = {"N": cost.parameters, "b": width_of(dtype), "R": chip.rate(dtype), "M": chip.bandwidth, "a": a, "k": k}
+    b = width or width_of(dtype)
+    sizes = {"N": cost.parameters, "b": b, "R": chip.rate(dtype), "M": chip.bandwidth, "a": a, "k": k}
     longest = _last(sizes)
     reached = longest is None or context < longest.value
     at = [figure("batch at balance", "", "N·b/M/((2·N + a·C)/R − C·k/M)", C=context, **sizes)] if reached else []
@@ -79,9 +81,11 @@ def _last(sizes: dict[str, float]) -> Figure | None:
     return figure("no batch reaches it past", "tokens", "2·N/(k·R/M − a)", **{s: sizes[s] for s in "NkRMa"})
 
 
-def latency(cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float = 0.5) -> list[Figure]:
+def latency(
+    cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float = 0.5, width: float | None = None
+) -> list[Figure]:
     """Time to the first token and between tokens of one sequence, by two FLOPs and one read for each parameter."""
-    sizes = {"N": cost.parameters, "b": width_of(dtype), "M": chip.bandwidth}
+    sizes = {"N": cost.parameters, "b": width or width_of(dtype), "M": chip.bandwidth}
     return [
         figure("first token", "s", "2·N·P/(u·R)", N=cost.parameters, P=prompt, u=utilization, R=chip.rate(dtype)),
         figure("next token, at least", "s", "N·b/M", **sizes),
