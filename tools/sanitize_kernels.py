@@ -139,7 +139,26 @@ def answers(march: str) -> None:
     tape.run(batch_of([0] * count, [s[1:] for s in spans], tables, [0], torch.zeros(1)), threads)
 
 
-TRIALS = (products, feeds, answers)
+def draws(march: str) -> None:
+    """Logits summed up, and tokens drawn from them."""
+    import torch
+
+    from cutaway.native.packing import pack_floats
+    from cutaway.native.sampling import draw, kernels, reach
+    from cutaway.native.tape import Kind, Matrix, Rows
+    from native import tapes
+
+    native, count = kernels(march), random.choice([1, 16, 17, 700, 8192, 9001])
+    logits, out = tapes.rows(torch.randn(2, count)), Rows.of(2, 4)
+    matrix = Matrix.of(pack_floats(torch.zeros(count, 32)))
+    how = {"scale": random.choice([1.0, 0.5]), "softcap": random.choice([0.0, 30.0])}
+    tapes.play(tapes.flat(2), Kind.WEIGH, march, 2, in_=logits, out=out, matrix=matrix, of_rows=1, **how)
+    scores_V = (logits.floats[0, :count] - logits.floats[0, :count].max()).clone()
+    low = reach(native, scores_V, -1e30, most=random.choice([0, 1, 40, 10_000]), share=random.random())
+    assert draw(native, scores_V, low, 1.0, random.getrandbits(64)) >= 0
+
+
+TRIALS = (products, feeds, answers, draws)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from cutaway.engine.params import RANGES, SamplingParams
-from cutaway.engine.sampler import DeadEnd, draw, gumbel, penalize, repeating, sample, shape
+from cutaway.engine.sampler import DeadEnd, Logits, draw, gumbel, key, penalize, repeating, sample, shape
 from cutaway.errors import CutawayError
 
 LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0])
@@ -81,14 +81,14 @@ def test_neighboring_seeds_and_positions_are_independent(apart):
 
 def test_noise_depends_on_seed_and_position_alone():
     few_N = torch.arange(10)
-    assert torch.equal(gumbel(3, 4, few_N), gumbel(3, 4, few_N))
-    assert torch.equal(gumbel(3, 4, few_N[[7, 2]]), gumbel(3, 4, few_N)[[7, 2]])
+    assert torch.equal(gumbel(7, few_N), gumbel(7, few_N))
+    assert torch.equal(gumbel(7, few_N[[7, 2]]), gumbel(7, few_N)[[7, 2]])
     torch.manual_seed(0)
     before = torch.get_rng_state()
     keys = [(0, 0), (0, 1), (1, 0), (2**32, 0), (2**63 - 1, 0), (-1, 0)]
-    assert len({tuple(gumbel(*key, few_N[:5]).tolist()) for key in keys}) == len(keys)
+    assert len({tuple(gumbel(key(*who), few_N[:5]).tolist()) for who in keys}) == len(keys)
     assert torch.equal(torch.get_rng_state(), before)
-    noise = gumbel(1, 1, torch.arange(200_000))
+    noise = gumbel(key(1, 1), torch.arange(200_000))
     assert noise.isfinite().all()
     assert abs(float(noise.mean()) - np.euler_gamma) < 0.01
     assert abs(float(noise.var()) - math.pi**2 / 6) < 0.02
@@ -163,7 +163,7 @@ def test_typical_tokens_are_a_band_that_may_leave_out_the_best():
     assert shaped.cut(0) == shaped.cut(3) == "typical_p"
     assert shaped.cut(2) is None
     greedy = SamplingParams(temperature=0, typical_p=0.5)
-    assert sample(p_V.log(), greedy, [], []).token == 0
+    assert sample(Logits.of(p_V.log()), greedy, [], []).token == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -178,19 +178,19 @@ def test_what_would_repeat_is_what_a_loop_finds(size):
 
 def test_a_bias_is_added_and_a_rule_forbids():
     biased = SamplingParams(temperature=0, logit_bias={3: 2.0, 0: -100})
-    assert sample(LOGITS, biased, [], []).token == 3
+    assert sample(Logits.of(LOGITS), biased, [], []).token == 3
     assert penalize(LOGITS, biased, [], []).tolist() == [-98.0, 1.5, 1.0, 2.5, 0.0, -0.5, -1.0, -2.0]
     least = SamplingParams(temperature=0, min_tokens=2, no_repeat_ngram=1)
-    assert sample(LOGITS, least, [1], [], ends={0}).token == 2
-    assert sample(LOGITS, least, [1], [7, 6], ends={0}).token == 0
-    told = sample(LOGITS, least, [1], [], ends={0}, trace=3).alternatives
+    assert sample(Logits.of(LOGITS), least, [1], [], ends={0}).token == 2
+    assert sample(Logits.of(LOGITS), least, [1], [7, 6], ends={0}).token == 0
+    told = sample(Logits.of(LOGITS), least, [1], [], ends={0}, trace=3).alternatives
     assert [a.cut for a in told] == ["min_tokens", "no_repeat_ngram", None]
     assert [a.sampled for a in told] == [0, 0, 1]
     for nobody in ({"ends": range(99)}, {"mask_W": torch.tensor([0b11], dtype=torch.int32), "ends": (0, 1)}):
         with pytest.raises(DeadEnd):
-            sample(LOGITS, SamplingParams(min_tokens=1), [], [], **nobody)
+            sample(Logits.of(LOGITS), SamplingParams(min_tokens=1), [], [], **nobody)
     with pytest.raises(CutawayError, match="no token 8"):
-        sample(LOGITS, SamplingParams(logit_bias={8: 1.0}), [], [])
+        sample(Logits.of(LOGITS), SamplingParams(logit_bias={8: 1.0}), [], [])
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -198,7 +198,7 @@ def test_what_a_constraint_forbids_never_comes_and_is_called_so(temperature):
     mask_W = torch.tensor([0b11100110], dtype=torch.int32)
     for seed in range(60):
         params = SamplingParams(temperature=temperature, seed=seed, top_p=0.9)
-        choice = sample(LOGITS, params, [], [], trace=8, mask_W=mask_W)
+        choice = sample(Logits.of(LOGITS), params, [], [], trace=8, mask_W=mask_W)
         assert choice.token in (1, 2, 5, 6, 7)
         assert {a.id for a in choice.alternatives if a.cut == "constraint"} == {0, 3, 4}
     assert choice.candidates == (1 if temperature == 0 else 3)
@@ -207,11 +207,11 @@ def test_what_a_constraint_forbids_never_comes_and_is_called_so(temperature):
 
 def test_greedy_takes_the_best_and_penalties_can_change_it():
     logits_V = torch.tensor([1.0, 3.0, 2.9])
-    assert sample(logits_V, SamplingParams(temperature=0), [], []).token == 1
-    assert sample(logits_V, SamplingParams(temperature=0, presence_penalty=0.5), [], [1]).token == 2
-    assert sample(logits_V, SamplingParams(temperature=0, presence_penalty=0.5), [1], []).token == 1
-    assert sample(logits_V, SamplingParams(temperature=0, repetition_penalty=1.5), [1], []).token == 2
-    described = sample(logits_V, SamplingParams(temperature=0), [], [], trace=3)
+    assert sample(Logits.of(logits_V), SamplingParams(temperature=0), [], []).token == 1
+    assert sample(Logits.of(logits_V), SamplingParams(temperature=0, presence_penalty=0.5), [], [1]).token == 2
+    assert sample(Logits.of(logits_V), SamplingParams(temperature=0, presence_penalty=0.5), [1], []).token == 1
+    assert sample(Logits.of(logits_V), SamplingParams(temperature=0, repetition_penalty=1.5), [1], []).token == 2
+    described = sample(Logits.of(logits_V), SamplingParams(temperature=0), [], [], trace=3)
     assert described.candidates == 1
     assert [a.sampled for a in described.alternatives] == [1, 0, 0]
     assert [a.cut for a in described.alternatives] == [None, "temperature", "temperature"]
@@ -233,7 +233,7 @@ def test_what_is_told_about_a_choice():
     logits_V = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 2
     params = SamplingParams(temperature=0.8, top_k=20, top_p=0.6, min_p=0.2, seed=4)
     p = logits_V.double().softmax(-1)
-    choice = sample(logits_V, params, [1], [2], trace=30)
+    choice = sample(Logits.of(logits_V), params, [1], [2], trace=30)
     best = [a.id for a in choice.alternatives]
     assert best[:30] == p.topk(30).indices.tolist()
     assert choice.logprob == pytest.approx(float(p[choice.token].log()), abs=1e-5)
@@ -250,7 +250,8 @@ def test_what_is_told_about_a_choice():
 
 def test_a_choice_outside_the_alternatives_is_added():
     logits_V = torch.tensor([5.0, 0.0, 0.0, 0.0])
-    rare = next(c for c in (sample(logits_V, SamplingParams(seed=s), [], [], trace=1) for s in range(999)) if c.token)
+    drawn = (sample(Logits.of(logits_V), SamplingParams(seed=s), [], [], trace=1) for s in range(999))
+    rare = next(choice for choice in drawn if choice.token)
     assert [a.id for a in rare.alternatives] == [0, rare.token]
     assert rare.rank == 1
 
@@ -258,7 +259,7 @@ def test_a_choice_outside_the_alternatives_is_added():
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_model_that_computes_no_numbers_is_an_error(wrong):
     with pytest.raises(FloatingPointError):
-        sample(torch.tensor([0.0, wrong]), SamplingParams(), [], [])
+        sample(Logits.of(torch.tensor([0.0, wrong])), SamplingParams(), [], [])
 
 
 WRONG = {

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutaway.engine.cache import KVCache, Spans
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.sampler import sample
+from cutaway.engine.sampler import Logits, sample
 from cutaway.errors import CutawayError
 from cutaway.models.build import build
 from cutaway.models.cost import SAMPLER_BYTES, STEP, Cost, pairs, per_pair
@@ -225,7 +225,7 @@ def test_the_bound_of_activations_is_not_idle() -> None:
 @pytest.mark.parametrize("params", [SamplingParams(top_k=50, top_p=0.9, min_p=0.01), SamplingParams(temperature=0)])
 def test_the_sampler_stays_below_its_bound(params: SamplingParams) -> None:
     logits_V = torch.randn(100_000)
-    assert peak_bytes(lambda: sample(logits_V, params, [1, 2], [3], trace=10)) <= SAMPLER_BYTES * 100_000
+    assert peak_bytes(lambda: sample(Logits.of(logits_V), params, [1, 2], [3], trace=10)) <= SAMPLER_BYTES * 100_000
 
 
 def test_the_step_is_the_engines() -> None:

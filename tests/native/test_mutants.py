@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from cutaway.engine.matrices import layout
+from cutaway.engine.sampler import gumbel
 from cutaway.native import build
 from cutaway.native.packing import pack_rows
+from cutaway.native.sampling import draw, kernels, reach
 from cutaway.nn.attention import Question
 from cutaway.weights import blocks
 from native.attention import texts
@@ -53,6 +55,23 @@ def answers() -> bool:
     return bool(((got - wanted).abs().max() / wanted.abs().max()) < 1e-5)
 
 
+def drawn() -> bool:
+    """Whether the winner is NumPy's, and the best reach as far as sorting says."""
+    native = kernels.__wrapped__(PORTABLE)
+    scores_V = 3 * torch.randn(500, generator=torch.Generator().manual_seed(0))
+    scores_V -= scores_V.max()
+    order_N = scores_V.sort(descending=True).values
+    mass_N = order_N.double().exp().cumsum(0) / order_N.double().exp().sum()
+    few_V = scores_V[:40] / 4
+    for luck in range(2**40, 2**40 + 50):
+        noisy_V = (few_V + gumbel(luck, torch.arange(40))).where(few_V >= few_V.median(), -torch.inf)
+        if draw(native, few_V, float(few_V.median()), 1.0, luck) != int(noisy_V.argmax()):
+            return False
+    return all(reach(native, scores_V, -1e30, most=k) == order_N[k - 1] for k in (1, 2, 30, 400)) and all(
+        reach(native, scores_V, -1e30, share=p) == order_N[int((mass_N < p).sum())] for p in (0.1, 0.5, 0.9, 0.99)
+    )
+
+
 class Mutant(NamedTuple):
     """In which file, what becomes what, and who must notice."""
 
@@ -79,6 +98,12 @@ MUTANTS = {
     "what was before does not fade": Mutant(
         "kernels.cpp", "whole.mass * a + part.mass", "whole.mass + part.mass", answers
     ),
+    "noise has one key instead of two": Mutant("sampling.h", "+ all((int32_t)high)", "", drawn),
+    "noise near its peak is cut off": Mutant("sampling.h", "LUCKIEST = 22.9f", "LUCKIEST = 0.1f", drawn),
+    "a logarithm forgets its power of two": Mutant("simd.h", "return fma(e, all(0.693359375f),", "return (", drawn),
+    "who is below the filter may win": Mutant("sampling.h", "&& scores[k + i] >= low ", "", drawn),
+    "the next band begins at nothing": Mutant("sampling.h", "have = weight, above", "above", drawn),
+    "a band has its upper end twice": Mutant("sampling.h", "&& scores[i] < above", "", drawn),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -119,8 +119,9 @@ def test_a_failure_in_a_stream_is_an_event_and_its_end(http, slow, monkeypatch):
     assert all("error" not in line for line in lines[:-1])
     client = openai.OpenAI(base_url=str(http.base_url.join("/v1")), api_key="none", max_retries=0)
     fail(slow, monkeypatch, 3)
+    asked = {"model": "slow", "messages": ASK["messages"], "extra_body": {"ignore_eos": True}}
     with pytest.raises(openai.APIError, match="failed to answer"):
-        list(client.chat.completions.create(model="slow", messages=ASK["messages"], stream=True, max_tokens=9))
+        list(client.chat.completions.create(**asked, stream=True, max_tokens=9))
     assert at_rest(slow)
 
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.runner import Batch
+from cutaway.engine.sampler import Logits
 from cutaway.engine.service import Service
 from cutaway.serve.app import Policy, Served
 from engine.tiny import TEMPLATE, VOCAB, spec, tokenizer
@@ -43,10 +43,10 @@ class Teller:
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """Nothing is kept."""
 
-    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+    def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         at = [s.start + i + 1 - len(s.sequence.prompt) for s in spans for i in range(s.count)]
         told = torch.tensor([self.script[min(at[row], len(self.script) - 1)] for row in wanted], dtype=torch.long)
-        return 30 * torch.nn.functional.one_hot(told, VOCAB).float()
+        return Logits.each(30 * torch.nn.functional.one_hot(told, VOCAB).float())
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """Nothing is kept."""

@@ -12,16 +12,16 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
 
 from cutaway.engine.drafter import Drafter, learn, worth
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch, Modules, Runner, ends_of, native, salt
-from cutaway.engine.sampler import sample
+from cutaway.engine.sampler import Logits, sample
 from cutaway.engine.scheduler import Scheduler
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.span import Span
@@ -148,11 +148,11 @@ class Engine:
         if not spans:
             return told
         rows, ran = _wanted(spans), time.monotonic()
-        logits_RV = self.runner.run(spans, [row for some in rows for row in some])
+        logits = iter(self.runner.run(spans, [row for some in rows for row in some]))
         ran, noted = time.monotonic() - ran, []
-        for span, some_RV in zip(spans, logits_RV.split([len(some) for some in rows]), strict=True):
+        for span, some in zip(spans, rows, strict=True):
             drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
-            told += (brought := self._advance(span, some_RV))
+            told += (brought := self._advance(span, [*islice(logits, len(some))]))
             noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
         self._note(began, ran, noted, sum(isinstance(event, Event) for _, event in told))
         return told
@@ -169,12 +169,12 @@ class Engine:
         finally:
             self.abort(sequence)
 
-    def _advance(self, span: Span[Sequence], logits_RV: Tensor) -> list[Told]:
+    def _advance(self, span: Span[Sequence], rows: list[Logits]) -> list[Told]:
         """Draw from each row as long as the drafts say the same; none if the span does not reach the end."""
         sequence, events = span.sequence, list[Event | CutawayError]()
-        for logits_V, draft in zip(logits_RV, [*sequence.drafts, -1], strict=False):
+        for logits, draft in zip(rows, [*sequence.drafts, -1], strict=False):
             try:
-                events.append(event := self._draw(sequence, logits_V))
+                events.append(event := self._draw(sequence, logits))
             except CutawayError as error:  # its constraint can go no further; the others can
                 sequence.finish = "error"
                 events.append(error)
@@ -190,10 +190,10 @@ class Engine:
             sequence.drafts = self._drafts(sequence)
         return [(sequence, event) for event in events]
 
-    def _draw(self, sequence: Sequence, logits_V: Tensor) -> Event:
+    def _draw(self, sequence: Sequence, logits: Logits) -> Event:
         constraint = sequence.constraint
         choice = sample(
-            logits_V, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace,
+            logits, sequence.params, sequence.prompt, sequence.reply, trace=sequence.trace,
             ends=() if constraint and constraint.done else sequence.ends,  # it knows better than min_tokens
             mask_W=constraint.mask() if constraint else None,
         )  # fmt: skip

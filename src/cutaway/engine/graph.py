@@ -9,7 +9,7 @@
         norm            x -> h
         feed            h -> hidden units f
         linear          f -> added to x
-    norm and linear over the wanted rows -> logits
+    norm and linear over the wanted rows -> logits, and their sums
 
 Rows of the batch are tokens of any number of sequences, at any places in them: there are no phases. What a row comes
 to does not depend on the others, to the bit (see kernels.cpp). `refusal` says which architectures it cannot record;
@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cutaway.engine.matrices import Source, interleaved, joined, pack
+from cutaway.engine.sampler import Logits
 from cutaway.models.spec import LayerSpec, Spec
 from cutaway.native.packing import GROUP, LANES
 from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape, untouched
@@ -33,6 +35,7 @@ from cutaway.nn.norms import NormSpec
 from cutaway.nn.positions import rotation, sinusoids
 
 PAGE = 32  # tokens of a page, as in kernels.cpp
+PIECE = 8192  # logits summed up together, as there
 ADAPTIVE = ("dynamic", "longrope")  # rotations that depend on how long the text becomes
 
 
@@ -57,16 +60,16 @@ class Graph:
         self._head()
         del self.source
 
-    def __call__(self, batch: Batch, threads: int, seconds: Tensor | None = None) -> Tensor:
-        """Logits of the wanted rows, float32 [R, V]; the memory is used again by the next step."""
+    def __call__(self, batch: Batch, threads: int, seconds: Tensor | None = None) -> list[Logits]:
+        """Of the wanted rows; their memory is used again by the next step."""
         self.tape.run(batch, threads, seconds)
-        head = self.spec.head
-        logits_RV = self.logits.floats[: batch.rows, : self.spec.vocab]
-        if head is not None and head.scale != 1.0:
-            logits_RV = logits_RV * head.scale
-        if head is not None and head.softcap is not None:
-            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
-        return logits_RV
+        values_RV = self.logits.floats[: batch.rows, : self.spec.vocab]
+        most_RP, mass_RP = self.weights.floats[: batch.rows, : 2 * self.pieces].numpy().reshape(-1, self.pieces, 2).T
+        most_R = most_RP.max(0)
+        total_R = most_R + np.log((mass_RP * np.exp(most_RP - most_R)).sum(0))
+        first = (most_RP.argmax(0) * PIECE).tolist()
+        best = [at + int(row[at : at + PIECE].argmax()) for at, row in zip(first, values_RV.numpy(), strict=True)]
+        return [*map(Logits, values_RV, best, total_R.tolist())]
 
     def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
         """What each first page holds into each second."""
@@ -83,6 +86,8 @@ class Graph:
         self.a = {width: Rows.of(tokens, width) for width in {a.heads * a.head_dim for a in mixers}}  # type: ignore[union-attr]
         self.f = {width: Rows.of(tokens, width) for width in {layer.ffn.width for layer in spec.layers}}  # type: ignore[union-attr]
         self.last, self.logits = Rows.of(rows, spec.width), Rows.of(rows, spec.vocab)
+        self.pieces = -(-spec.vocab // PIECE)
+        self.weights = Rows.of(rows, 2 * self.pieces)
 
     def _embed(self, context: int) -> None:
         e, D = self.spec.embedding, self.spec.width
@@ -168,6 +173,9 @@ class Graph:
         self._norm("final_norm", self.spec.final_norm, self.x, self.last, of_rows=1, quantize=int(matrix.integers))
         bias = self._bias("head.bias")
         self.tape.add(Kind.LINEAR, in_=self.last, out=self.logits, matrix=matrix, bias=bias, of_rows=1)
+        head = self.spec.head
+        shape = {"scale": head.scale, "softcap": head.softcap or 0.0} if head else {"scale": 1.0}
+        self.tape.add(Kind.WEIGH, in_=self.logits, out=self.weights, matrix=matrix, of_rows=1, **shape)
 
     def _before(self, name: str, layer: LayerSpec, integers: bool, bare: bool = False) -> None:
         """What a sublayer reads, x -> h: normalized if the placement says so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.errors import CutawayError
@@ -57,6 +58,12 @@ class SamplingParams:
             raise CutawayError("must give token ids a bias between -100 and 100", "logit_bias")
         if self.min_tokens > self.max_tokens:
             raise CutawayError(f"must be at most max_tokens, {self.max_tokens}, got {self.min_tokens}", "min_tokens")
+
+    @cached_property
+    def plainly_greedy(self) -> bool:
+        """Whether the best token is drawn, whatever came before."""
+        changes = (self.temperature, self.presence_penalty, self.frequency_penalty, self.no_repeat_ngram)
+        return not any(changes) and self.repetition_penalty == 1 and not self.logit_bias and not self.min_tokens
 
 
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cutaway.engine.cache import Paged, Pool, Spans
 from cutaway.engine.graph import ADAPTIVE, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
+from cutaway.engine.sampler import Logits
 from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
 from cutaway.models.decoder import Decoder, EncoderDecoder
@@ -43,8 +43,8 @@ class Runner(Protocol):
         """Make room for so many pages, and for steps of at most so many tokens, the logits of `rows` of them wanted."""
         ...
 
-    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
-        """Compute the spans laid end to end; logits_RV, float32, of the tokens `wanted`, counted through the batch."""
+    def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
+        """Compute the spans laid end to end; the logits of the tokens `wanted`, counted through the batch."""
         ...
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
@@ -83,14 +83,14 @@ class Modules:
         """See `Runner`."""
         self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
 
-    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+    def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
         device = self.model.device
         tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
         positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
         context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
         hidden_TD = self.model(tokens_T, positions_T, context)
-        return self.model.logits(hidden_TD[wanted]).float().cpu()
+        return Logits.each(self.model.logits(hidden_TD[wanted]).float().cpu())
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """See `Runner`."""
@@ -162,7 +162,7 @@ class Native:
         self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
         self.scratch = torch.zeros(SCRATCH)
 
-    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+    def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
         tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
         for row, (sequence, _, _) in zip(tables, spans, strict=True):
@@ -170,10 +170,10 @@ class Native:
         ids = [token for span in spans for token in tokens_of(span)]
         batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
         threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
-        logits_RV = self.graph(batch, threads)
+        logits = self.graph(batch, threads)
         if not self.threads:
             self.pace.note(len(ids), threads, time.perf_counter() - began)
-        return logits_RV
+        return logits
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """See `Runner`."""

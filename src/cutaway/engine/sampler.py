@@ -23,8 +23,29 @@ from torch import Tensor
 from cutaway.engine.constraints.constraint import apply
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
+from cutaway.native.sampling import draw as draw_natively
+from cutaway.native.sampling import kernels, reach
 
 LOWEST = torch.finfo(torch.float32).min
+
+
+class Logits(NamedTuple):
+    """What the model says comes next: float32 values_V, the likeliest token, and the logarithm of the sum of all e^x,
+    which is no finite number if one of them is none."""
+
+    values_V: Tensor
+    best: int
+    total: float
+
+    @staticmethod
+    def of(values_V: Tensor) -> Logits:
+        """Of one row."""
+        return Logits.each(values_V[None])[0]
+
+    @staticmethod
+    def each(values_RV: Tensor) -> list[Logits]:
+        """Of several rows."""
+        return [*map(Logits, values_RV, values_RV.argmax(-1).tolist(), values_RV.logsumexp(-1).tolist())]
 
 
 class DeadEnd(CutawayError):
@@ -135,12 +156,11 @@ def shape(
 
 def _bands(scores_V: Tensor, params: SamplingParams) -> tuple[Band, ...]:
     """Each active filter sees the survivors of those before it."""
-    alive_N, bands = scores_V, list[Band]()
+    low, bands = LOWEST, list[Band]()
     for name, active, filter in FILTERS:
         if active(params):
-            if bands:
-                alive_N = alive_N[(alive_N >= bands[-1].low) & (alive_N <= bands[-1].high)]
-            bands.append(Band(name, *filter(alive_N, params)))
+            bands.append(Band(name, *filter(scores_V, low, params)))
+            low = max(low, bands[-1].low)
     return tuple(bands)
 
 
@@ -149,17 +169,17 @@ def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], re
 
     Errors: the bias of a token that does not exist.
     """
-    scores_V, reply_T = scores_V.clone(), torch.tensor([*reply], dtype=torch.long)
+    scores_V = scores_V.clone()
     if params.logit_bias:
         if (highest := max(params.logit_bias)) >= len(scores_V):
             raise CutawayError(f"there is no token {highest}", "logit_bias", f"ids end at {len(scores_V) - 1}")
         scores_V[[*params.logit_bias]] += torch.tensor([*params.logit_bias.values()])
     if params.repetition_penalty != 1:
-        seen = torch.cat([torch.tensor([*prompt], dtype=torch.long), reply_T]).unique()
+        seen = torch.tensor([*{*prompt, *reply}])
         raised = scores_V[seen]
         scores_V[seen] = torch.where(raised > 0, raised / params.repetition_penalty, raised * params.repetition_penalty)
     if params.presence_penalty or params.frequency_penalty:
-        used, count = reply_T.unique(return_counts=True)
+        used, count = torch.tensor([*reply], dtype=torch.long).unique(return_counts=True)
         scores_V[used] -= params.presence_penalty + params.frequency_penalty * count
     return scores_V
 
@@ -183,26 +203,34 @@ RULES: tuple[tuple[str, Rule], ...] = (
 )
 
 
-def top_k_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+def top_k_band(scores_V: Tensor, low: float, params: SamplingParams) -> tuple[float, float]:
     """From the score of the k-th best token up (Fan et al. 2018, arXiv:1805.04833)."""
+    if native := kernels():
+        return reach(native, scores_V, low, most=params.top_k), math.inf
+    alive_N = scores_V[scores_V >= low]
     return float(alive_N.topk(min(params.top_k, len(alive_N))).values[-1]), math.inf
 
 
-def top_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+def top_p_band(scores_V: Tensor, low: float, params: SamplingParams) -> tuple[float, float]:
     """From the last token of the smallest set with mass >= p up (Holtzman et al. 2020, arXiv:1904.09751)."""
+    if native := kernels():
+        return reach(native, scores_V, low, share=params.top_p), math.inf
+    alive_N = scores_V[scores_V >= low]
     return _reaching(params.top_p, alive_N, alive_N), math.inf
 
 
-def min_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
-    """From a token min_p times as probable as the best up (Nguyen et al. 2024, arXiv:2407.01082)."""
-    return float(alive_N.max()) + math.log(params.min_p), math.inf
+def min_p_band(scores_V: Tensor, low: float, params: SamplingParams) -> tuple[float, float]:
+    """From a token min_p times as probable as the best, whose score is 0, up (Nguyen et al. 2024, arXiv:2407.01082)."""
+    return math.log(params.min_p), math.inf
 
 
-def typical_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, float]:
+def typical_p_band(scores_V: Tensor, low: float, params: SamplingParams) -> tuple[float, float]:
     """Around the mean surprise, the entropy: the smallest set with mass >= p (Meister et al. 2022, arXiv:2202.00666).
 
-    Surprise falls as the score rises, so what is near its mean is a band of scores.
+    Surprise falls as the score rises, so what is near its mean is a band of scores. The last filter: it cuts the best
+    off, too.
     """
+    alive_N = scores_V[scores_V >= low]
     surprise_N = -alive_N.log_softmax(-1)
     off_N = (surprise_N - torch.special.entr((-surprise_N).exp()).sum()).abs()
     kept = alive_N[off_N <= -_reaching(params.typical_p, -off_N, alive_N)]
@@ -212,25 +240,13 @@ def typical_p_band(alive_N: Tensor, params: SamplingParams) -> tuple[float, floa
 def _reaching(mass: float, keys_N: Tensor, scores_N: Tensor) -> float:
     """The key of the last token needed, highest keys first, for so much probability of the whole."""
     share_N = scores_N.exp().double()  # a sum of float32 would err by whole tokens of the tail
-    share_N /= share_N.sum()
-    for order in (_head, _all):
-        order_N = order(keys_N)
-        reached_N = share_N[order_N].cumsum(-1) >= mass
-        if reached_N.any():
-            return float(keys_N[order_N[reached_N.int().argmax()]])
-    return float(keys_N.min())  # rounding kept the sum of all below the mass
+    order_N = torch.from_numpy(np.argsort(-keys_N.numpy()))
+    reached_N = (share_N / share_N.sum())[order_N].cumsum(-1) >= mass
+    last = int(reached_N.int().argmax()) if reached_N.any() else -1  # rounding may keep the sum of all below the mass
+    return float(keys_N[order_N[last]])
 
 
-def _head(keys_N: Tensor) -> Tensor:
-    """Where the highest keys are, in order; so few are mostly enough."""
-    return keys_N.topk(min(256, len(keys_N))).indices
-
-
-def _all(keys_N: Tensor) -> Tensor:
-    return torch.from_numpy(np.argsort(-keys_N.numpy()))
-
-
-Filter = Callable[[Tensor, SamplingParams], tuple[float, float]]
+Filter = Callable[[Tensor, float, SamplingParams], tuple[float, float]]  # scores, those alive begin at; low, high
 FILTERS: tuple[tuple[str, Callable[[SamplingParams], bool], Filter], ...] = (
     ("top_k", lambda p: p.top_k > 0, top_k_band),
     ("top_p", lambda p: p.top_p < 1, top_p_band),
@@ -243,20 +259,27 @@ def draw(shaped: Shaped, params: SamplingParams, position: int) -> int:
     """The token for `position`."""
     if params.temperature == 0:
         return int(shaped.scores_V.numpy().argmax())
+    if native := kernels():
+        return draw_natively(native, shaped.scores_V, shaped.floor, shaped.ceiling, key(params.seed, position))
     ids_N = shaped.survivors()
-    noisy_N = shaped.scores_V.index_select(0, ids_N).add_(gumbel(params.seed, position, ids_N))
+    noisy_N = shaped.scores_V.index_select(0, ids_N).add_(gumbel(key(params.seed, position), ids_N))
     return int(ids_N[noisy_N.numpy().argmax()])
 
 
-def gumbel(seed: int, position: int, ids_N: Tensor) -> Tensor:
+def key(seed: int, position: int) -> int:
+    """64 bits from a generator that counts (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+    There is no state to carry along. Seeds are taken modulo 2^64.
+    """
+    return int(np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64)).random_raw())
+
+
+def gumbel(key: int, ids_N: Tensor) -> Tensor:
     """Gumbel noise_N of some tokens: minus the logarithm of exponential noise, minus the logarithm of uniform noise.
 
-    (seed, position) is the key of a generator that counts (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
-    2, 3"), whose 64 bits key a hash of the token: no state to carry along, and nothing is computed for other tokens.
-    Where uniform noise is near 1 the noise peaks; it is kept as its distance from 1, which float32 holds well there.
-    Seeds are taken modulo 2^64.
+    The key's two halves hash the token; nothing is computed for other tokens. Where uniform noise is near 1 the noise
+    peaks; it is kept as its distance from 1, which float32 holds well there.
     """
-    key = int(np.random.Philox(key=np.array([seed % 2**64, position], dtype=np.uint64)).random_raw())
     bits_N = ids_N.numpy().astype(np.uint32) ^ np.uint32(key % 2**32)
     bits_N = mixed(mixed(bits_N) + np.uint32(key >> 32))
     below_one_N = torch.from_numpy(bits_N.astype(np.float32)).mul_(2**-32).clamp_(2**-33, 1 - 2**-24)
@@ -276,22 +299,22 @@ MIX = ((np.uint32(16), np.uint32(0x21F0AAAD)), (np.uint32(15), np.uint32(0x735A2
 
 
 def sample(
-    logits_V: Tensor, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0,
+    logits: Logits, params: SamplingParams, prompt: list[int], reply: list[int], *, trace: int = 0,
     ends: Collection[int] = (), mask_W: Tensor | None = None,
 ) -> Choice:  # fmt: skip
     """Draw the next token after prompt + reply. trace: how many alternatives to describe in full. Rest: see `shape`.
 
     Errors: FloatingPointError if the model computed something that is not a number; `shape`'s.
     """
-    logits_V = logits_V.float().cpu()
-    logprobs_V = logits_V.log_softmax(-1)
-    if logprobs_V[0].isnan():  # then all are
+    if not math.isfinite(logits.total):
         raise FloatingPointError("the model's logits are not finite")
-    shaped = shape(logits_V, params, prompt, reply, ends=ends, mask_W=mask_W)
+    if params.plainly_greedy and mask_W is None and not trace:
+        return Choice(logits.best, float(logits.values_V[logits.best]) - logits.total)
+    shaped = shape(logits.values_V, params, prompt, reply, ends=ends, mask_W=mask_W)
     token = draw(shaped, params, len(prompt) + len(reply))
     if not trace:
-        return Choice(token, float(logprobs_V[token]))
-    return _describe(token, logprobs_V, shaped, trace)
+        return Choice(token, float(logits.values_V[token]) - logits.total)
+    return _describe(token, logits.values_V - logits.total, shaped, trace)
 
 
 def _describe(token: int, logprobs_V: Tensor, shaped: Shaped, count: int) -> Choice:

@@ -110,11 +110,11 @@ class Tree:
                 raise CutawayError("has too few pages for so many sequences", "search", "give the cache more memory")
             ends = zip(spans, ends_of(spans), strict=True)
             last = {s: end - 1 for (s, start, count), end in ends if start + count == len(s.tokens)}
-            logits_RV = self.engine.runner.run(spans, [*last.values()])
+            rows = [logits.values_V for logits in self.engine.runner.run(spans, [*last.values()])]
             watch(spans)
             for span in spans:
                 self.engine.scheduler.commit(span)
-            found |= zip(last, logits_RV, strict=True)
+            found |= zip(last, rows, strict=True)
         return [found[leaf] for leaf in self.leaves]
 
     def grow(self, chosen: Sequence[tuple[Leaf, int]]) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.sampler import sample
+from cutaway.engine.sampler import Logits, sample
 from cutaway.errors import CutawayError
 from cutaway.inside.attention import Recorder
 from cutaway.inside.prompt import Guess, Prompt, decoder, guesses, read
@@ -132,7 +132,7 @@ def follow(loaded: Loaded, text: str, params: SamplingParams | None = None, top:
     tokens_T = prompt.tensor(model.device)
     written = journal(model, tokens_T)
     logits_TV = written["logits"].float()
-    drawn = sample(logits_TV[-1], params or SamplingParams(), prompt.ids, [])
+    drawn = sample(Logits.of(logits_TV[-1]), params or SamplingParams(), prompt.ids, [])
     loss = float(F.cross_entropy(logits_TV[:-1], tokens_T[1:]))
     tokenizer = loaded.tokenizer
     return Journey(

@@ -19,7 +19,7 @@ from pathlib import Path
 from cutaway.errors import CutawayError
 from cutaway.files import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "packing.h", "simd.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "packing.h", "sampling.h", "simd.h"))
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-Wno-maybe-uninitialized")
 NATIVE = "native"  # the processor at hand, in -march
 

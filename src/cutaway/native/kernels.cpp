@@ -13,11 +13,13 @@
 #include <vector>
 
 #include "packing.h"
+#include "sampling.h"
 #include "simd.h"
 
 constexpr int GROUP = 32;   // inputs that share a step when activations are made integers
 constexpr int PAGE = 32;    // tokens of a page
 constexpr int CHUNK = 512;  // keys whose attention is summed up before it is merged with that of others
+constexpr int PIECE = 8192; // logits whose sum is one item
 constexpr int TILE = 8;     // rows that share a panel of weights while it is in registers
 
 // ---- what the tape is made of -------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ struct Rows {       // activations: floats and, for matrices of integers, codes 
   int32_t width, unused;
 };
 
-enum Kind { EMBED, NORM, LINEAR, FEED, TURN, ATTEND, MERGE };
+enum Kind { EMBED, NORM, LINEAR, FEED, TURN, ATTEND, MERGE, WEIGH };
 enum Activation { NONE, SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU2 };
 
 struct Op {
@@ -521,6 +523,30 @@ static void merge(const Op& op, const Batch& b, Team& team) {
   });
 }
 
+// ---- logits --------------------------------------------------------------------------------------------------
+
+// Logits as the model defines them and, of every PIECE of a row, the largest and the sum of e^(x - largest). Where one
+// is not a finite number, the largest is none either.
+static void weigh(const Op& op, int64_t count, Team& team) {
+  const int n = op.matrix->n, pieces = (n + PIECE - 1) / PIECE;
+  team.share(count * pieces, 1, [&](int64_t item) {
+    int64_t row = item / pieces, p = item % pieces;
+    float *x = op.in->x + row * op.in->width + p * PIECE, *out = op.out->x + row * op.out->width + 2 * p;
+    int here = std::min<int64_t>(PIECE, n - p * PIECE), padded = (here + LANES - 1) / LANES * LANES;
+    F most = all(NOTHING), poison = all(0.0f), mass = all(0.0f);
+    for (int k = here; k < padded; k++) x[k] = 0;
+    if (op.scale != 1.0f)
+      for (int k = 0; k < padded; k += LANES) store(x + k, load(x + k) * all(op.scale));
+    if (op.softcap > 0)
+      for (int k = 0; k < padded; k += LANES) store(x + k, all(op.softcap) * hyperbolic_tangent(load(x + k) / all(op.softcap)));
+    for (int k = here; k < padded; k++) x[k] = NOTHING;
+    for (int k = 0; k < padded; k += LANES) most = max(most, load(x + k)), poison = fma(load(x + k), all(0.0f), poison);
+    out[0] = largest(most) + total(poison);
+    for (int k = 0; k < padded; k += LANES) mass = mass + exponential(load(x + k) - all(out[0]));
+    out[1] = total(mass);
+  });
+}
+
 // ---- the tape ------------------------------------------------------------------------------------------------
 
 extern "C" const char* cutaway_isa() { return CUTAWAY_ISA; }
@@ -543,6 +569,7 @@ extern "C" void cutaway_run(const Op* ops, int count, const Batch* batch, int th
         case TURN: turn(op, *batch, team); break;
         case ATTEND: attend(op, *batch, team); break;
         case MERGE: merge(op, *batch, team); break;
+        case WEIGH: weigh(op, rows, team); break;
       }
       if (seconds && omp_get_thread_num() == 0) {
         double now = omp_get_wtime();

@@ -33,6 +33,12 @@ static inline F nearest(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_N
 static inline F to_float(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline I to_int(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 static inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+static inline I operator^(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+static inline I operator&(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+static inline I shifted(I a, int right) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(right))}; }  // zeros come in
+static inline I bits_of(F a) { return {_mm512_castps_si512(a.v)}; }
+static inline F from_bits(I a) { return {_mm512_castsi512_ps(a.v)}; }
 static inline F power_of_two(I e) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(e.v, _mm512_set1_epi32(127)), 23))}; }
 static inline F load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 static inline void store_half(uint16_t* p, F a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT)); }
@@ -73,6 +79,12 @@ static inline F nearest(F x) { return BOTH(F, _mm256_round_ps, _MM_FROUND_TO_NEA
 static inline F to_float(I x) { return BOTH(F, _mm256_cvtepi32_ps); }
 static inline I to_int(F x) { return BOTH(I, _mm256_cvtps_epi32); }
 static inline I operator+(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+static inline I operator*(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+static inline I operator^(I x, I y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+static inline I operator&(I x, I y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+static inline I shifted(I x, int right) { return BOTH(I, _mm256_srl_epi32, _mm_cvtsi32_si128(right)); }
+static inline I bits_of(F x) { return BOTH(I, _mm256_castps_si256); }
+static inline F from_bits(I x) { return BOTH(F, _mm256_castsi256_ps); }
 static inline F power_of_two(I e) {
   I x = e + all(127);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 23))};
@@ -138,7 +150,13 @@ static inline F abs(F a) { EACH(F, std::fabs(a.v[i])); }
 static inline F nearest(F a) { EACH(F, std::nearbyint(a.v[i])); }
 static inline F to_float(I a) { EACH(F, (float)a.v[i]); }
 static inline I to_int(F a) { EACH(I, (int32_t)std::nearbyint(a.v[i])); }
-static inline I operator+(I a, I b) { EACH(I, a.v[i] + b.v[i]); }
+static inline I operator+(I a, I b) { EACH(I, (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i])); }
+static inline I operator*(I a, I b) { EACH(I, (int32_t)((uint32_t)a.v[i] * (uint32_t)b.v[i])); }
+static inline I operator^(I a, I b) { EACH(I, a.v[i] ^ b.v[i]); }
+static inline I operator&(I a, I b) { EACH(I, a.v[i] & b.v[i]); }
+static inline I shifted(I a, int right) { EACH(I, (int32_t)((uint32_t)a.v[i] >> right)); }
+static inline I bits_of(F a) { I r; memcpy(r.v, a.v, 64); return r; }
+static inline F from_bits(I a) { F r; memcpy(r.v, a.v, 64); return r; }
 static inline float as_float(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
 static inline F power_of_two(I e) { EACH(F, as_float((uint32_t)(e.v[i] + 127) << 23)); }
 static inline float half(uint16_t bits) { _Float16 h; memcpy(&h, &bits, 2); return (float)h; }
@@ -196,4 +214,23 @@ static inline F exponential(F x) {
   p = fma(p, r, all(5.0000001201e-1f));
   p = fma(p, r * r, r + all(1.0f));
   return p * power_of_two(to_int(n));
+}
+
+// Natural logarithm of normal numbers above 0, to about 1 unit in the last place: 2^e * m, m from sqrt(1/2) to sqrt(2)
+// (Cephes, logf: Moshier 1992).
+static inline F logarithm(F x) {
+  I root = all(0x3f3504f3), bits = bits_of(x) + all(-0x3f3504f3);
+  F e = to_float(shifted(bits + all(0x3f800000), 23)) - all(127.0f);
+  F f = from_bits((bits & all(0x7fffff)) + root) - all(1.0f), square = f * f;
+  F p = all(7.0376836292e-2f);
+  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+    p = fma(p, f, all(c));
+  F y = fma(e, all(-2.12194440e-4f), p * f * square);
+  return fma(e, all(0.693359375f), f + fma(square, all(-0.5f), y));
+}
+
+static inline F logarithm_of_one_plus(F x) {  // what rounding takes off 1 + x is put back
+  F y = all(1.0f) + x;
+  return logarithm(y) + (x - (y - all(1.0f))) / y;
 }

@@ -38,6 +38,7 @@ class Kind(IntEnum):
     TURN = 4
     ATTEND = 5
     MERGE = 6
+    WEIGH = 7
 
 
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from cutaway.engine import sampler
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.sampler import draw, penalize, sample, shape
+from cutaway.engine.sampler import Logits, draw, penalize, sample, shape
 
 VOCAB = 300
 PROMPT, REPLY = [3, 7, 7, 250], [7, 9, 9, 9, 20]
@@ -100,7 +102,7 @@ def reports() -> None:
     """What is said about a choice: the model's own probability, rank and entropy, and what became of the others."""
     params = SamplingParams(temperature=1.4, top_k=12, top_p=0.9, seed=5)
     for seed in range(20):
-        choice = sample(logits(seed), params, PROMPT, [], trace=30)
+        choice = sample(Logits.of(logits(seed)), params, PROMPT, [], trace=30)
         settings = {"temperature": 1.4, "top_k": 12, "top_p": 0.9}
         p_V, sampled_V = logits(seed).softmax(-1), _theirs(logits(seed), settings)
         order = p_V.argsort(descending=True).tolist()
@@ -117,9 +119,9 @@ def reports() -> None:
 def greedy() -> None:
     """At temperature 0 the best token comes, after the penalties."""
     best = int(logits().argmax())
-    assert sample(logits(), SamplingParams(temperature=0), [], []).token == best
+    assert sample(Logits.of(logits()), SamplingParams(temperature=0), [], []).token == best
     punished = SamplingParams(temperature=0, presence_penalty=2, frequency_penalty=2)
-    assert sample(logits(), punished, [], [best, best, best]).token == int(logits().topk(2).indices[1])
+    assert sample(Logits.of(logits()), punished, [], [best, best, best]).token == int(logits().topk(2).indices[1])
 
 
 def rules() -> None:
@@ -141,9 +143,20 @@ def rules() -> None:
     assert p_V.nonzero()[:, 0].tolist() == [t for t in range(VOCAB) if t % 32 in (1, 3)]
 
 
-def _named() -> Iterator[tuple[str, object]]:
+def both_ways(proof: Callable[[], None]) -> Callable[[], None]:
+    """Without the kernels, and with them."""
+
+    def each() -> None:
+        with patch.object(sampler, "kernels", lambda: None):
+            proof()
+        proof()
+
+    return each
+
+
+def _named() -> Iterator[tuple[str, Callable[[], None]]]:
     for proof in (filters, penalties, rules, draws, reports, greedy):
-        yield f"sampler {proof.__name__}", proof
+        yield f"sampler {proof.__name__}", both_ways(proof)
 
 
 PROOFS = dict(_named())

@@ -167,7 +167,7 @@ def answers(engine: Engine, heard: Overheard, texts: Replies, tokens: int, batch
         asked = [engine.add(text, greedy(tokens, tenant)) for text in texts[at : at + batch]]
         for some in heard_SV:
             engine.step()
-            some.append(heard.logits_RV[: len(asked)])  # without the rows of drafts
+            some.append(heard.values_RV[: len(asked)])  # without the rows of drafts
         finish(engine)
         replies += [sequence.reply for sequence in asked]
     return Answers(replies, *map(torch.cat, heard_SV))

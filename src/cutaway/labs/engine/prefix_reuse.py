@@ -137,7 +137,7 @@ def first_token(answering: Engine, heard: Overheard, prompt: list[int], tenant: 
     began = time.perf_counter()
     sequence = answering.add(prompt, greedy(1, tenant))
     finish(answering)
-    return time.perf_counter() - began, sequence.cached, heard.logits_RV
+    return time.perf_counter() - began, sequence.cached, heard.values_RV
 
 
 def stores(runner: Runner) -> list[Tensor]:
@@ -154,7 +154,7 @@ def on_disk(answering: Engine, heard: Overheard, spoken: list[int], length: int)
     pages, kept = answering.scheduler.pages, stores(heard.runner)
     sequence = answering.prepare(spoken[: length + 1], greedy(1, f"disk {length}"))
     first_token(answering, heard, sequence.tokens, f"disk {length}")
-    sequence.table, mine_RV = pages.match(sequence.tokens, sequence.chain), heard.logits_RV
+    sequence.table, mine_RV = pages.match(sequence.tokens, sequence.chain), heard.values_RV
     other: list[int] = []
     pages.grow(other, length + 1)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,8 +173,8 @@ def on_disk(answering: Engine, heard: Overheard, spoken: list[int], length: int)
         seconds, size = interleaved(ways, 3), file.stat().st_size
     pages.release(sequence.table)
     sequence.table = other
-    again_RV = heard.runner.run([Span(sequence, length, 1)], [0])
-    apart = float((again_RV - mine_RV).abs().max())
+    again = heard.runner.run([Span(sequence, length, 1)], [0])[0]
+    apart = float((again.values_V - mine_RV).abs().max())
     pages.release(other)
     return Disk(length, size, seconds[0], seconds[1], apart)
 

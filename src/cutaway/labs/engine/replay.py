@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.pages import Chain
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch, Runner
+from cutaway.engine.sampler import Logits
 from cutaway.labs.subject import TEXT
 from cutaway.weights.checkpoint import Loaded, load
 
@@ -45,18 +45,19 @@ def stored(source: str) -> Loaded:
 
 
 class Overheard:
-    """A runner whose last logits_RV can be looked at."""
+    """A runner whose last logits can be looked at: values_RV."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner, self.logits_RV = runner, torch.empty(0)
+        self.runner, self.values_RV = runner, torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.runner, name)
 
-    def run(self, spans: Batch, wanted: list[int]) -> Tensor:
+    def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
-        self.logits_RV = self.runner.run(spans, wanted).clone()
-        return self.logits_RV
+        logits = self.runner.run(spans, wanted)
+        self.values_RV = torch.stack([row.values_V for row in logits])
+        return logits
 
 
 def greedy(count: int, tenant: str = "") -> SamplingParams:
