@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutaway.budget import counting, roofline, running, shape, training
+from cutaway.budget import choosing, counting, price, roofline, running, shape, training
 from cutaway.budget.chips import CHIPS, chip, measured
 from cutaway.budget.figures import Figure, evaluate, named
 from cutaway.budget.published import PUBLISHED, spec_named
@@ -43,6 +43,9 @@ def everything(c: Cost) -> Iterator[Figure]:
     yield from running.generating(64, 512)
     yield from roofline.roofline(c, H100, "bfloat16", batch=3, context=300)
     yield from roofline.latency(c, H100, "bfloat16", 1000)
+    yield from roofline.latency(c, H100, "bfloat16", 1000, width=0.5625)
+    yield from choosing.candidate(c, H100, "bfloat16", context=500, prompt=100, tokens=1e12)
+    yield price.per_million(2, 127)
     yield from training.training_memory(c, 512)
     yield from training.training_time(c.parameters, 1e12, H100, "bfloat16")
     if any(layer.attention.rope for layer in c.spec.layers):
@@ -119,6 +122,31 @@ def test_at_the_balance_computing_takes_as_long_as_reading() -> None:
     assert roofline.step(c, H100, "bfloat16", 10**4, 10).bottleneck == "compute"
 
 
+def test_replies_share_the_reading_of_the_weights() -> None:
+    """Tokens per second are those of the step that the exact cost model times, its input table added."""
+    c, length = cost("llama-3-8b"), 8192
+    found = named(price.of_replies(c, H100, "bfloat16", length, price=2))
+    at_best = roofline.step(c, H100, "bfloat16", 52, length // 2)
+    table = 2 * c.spec.vocab * c.spec.width / H100.bandwidth
+    assert found["reading, a step"] == pytest.approx(at_best.weights + at_best.cache + table)
+    assert found["tokens per second, at most"] == pytest.approx(52 / (at_best.seconds + table))
+    hour = 3600 * found["tokens per second, at most"]
+    assert found["cost per million tokens"] * hour / 1e6 == pytest.approx(2)
+
+
+def test_weights_of_fewer_bits_move_the_balance_and_the_latency() -> None:
+    c = cost("llama-3-8b")
+    whole, quarter = (named(roofline.balance(c, H100, "bfloat16", 0, width=w)) for w in (None, 0.5))
+    assert quarter["batch at balance"] == pytest.approx(whole["batch at balance"] / 4)
+    assert quarter["no batch reaches it past"] == whole["no batch reaches it past"], "the cache is as it was"
+    slow, fast = (named(roofline.latency(c, H100, "bfloat16", 100, width=w)) for w in (None, 0.5))
+    assert fast["next token, at least"] == pytest.approx(slow["next token, at least"] / 4)
+    assert fast["first token"] == slow["first token"]
+    steps = [roofline.step(c, H100, "bfloat16", 3, 100, width=w) for w in (None, 0.5)]
+    assert steps[1].weights == pytest.approx(steps[0].weights / 4)
+    assert steps[1].cache == steps[0].cache
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(NotFound, match=r"no chip 'h100'.*h100-sxm"):
         chip("h100")
@@ -143,6 +171,7 @@ def test_senseless_questions_are_refused_by_name() -> None:
         (lambda: shape.context(0.5, 1e4, 128), "factor 0.5"),
         (lambda: running.fit(c, H100, 10, "float32", usable=1.5), "usable"),
         (lambda: running.kv(c, 10, 1, "int3"), "dtype"),
+        (lambda: price.of_replies(cost("deepseek-v3"), H100, "bfloat16", 4096, price=2), "not one reply"),
     ):
         with pytest.raises(CutawayError, match=named_):
             ask()

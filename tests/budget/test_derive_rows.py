@@ -17,11 +17,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cutaway.budget import counting, roofline, running, shape, training
+from cutaway.budget import counting, price, roofline, running, shape, training
 from cutaway.budget.chips import CHIPS
 from cutaway.budget.figures import Figure, evaluate, named
 from cutaway.budget.published import PUBLISHED, spec_named
 from cutaway.labs.attention import flash_traffic, sqrt_d
+from cutaway.labs.engine.hardware_choice import hours_as_told
 from cutaway.labs.norm import init_scale, residual_path, rms_vs_layer
 from cutaway.labs.theory import cross_entropy, softmax_jacobian
 from cutaway.labs.theory.perplexity import Score
@@ -96,6 +97,10 @@ def latency(name: str) -> Number:
 
 def balance(context: int, name: str) -> Number:
     return of(lambda: roofline.balance(cost("llama-3-8b"), H100, "bfloat16", context), name)
+
+
+def replies(length: int, name: str) -> Number:
+    return of(lambda: price.of_replies(cost("llama-3-8b"), A100, "bfloat16", length, price=2), name)
 
 
 def activations(name: str) -> Number:
@@ -320,8 +325,27 @@ ROWS: dict[str, list[tuple[str, Number]]] = {
         ("754", lambda: math.floor(balance(256, "batch at balance")())),
     ],
     "engine.hardware-choice": [
-        (told, lambda name=name: CHIPS[name].ridge("bfloat16"))
-        for told, name in (("164", "rtx-4090"), ("153", "a100-80gb"), ("201", "a100-40gb"), ("206", "h200"))
+        ("505,561", hours_as_told),
+        *(
+            (told, lambda name=name: CHIPS[name].ridge("bfloat16"))
+            for told, name in (
+                ("164", "rtx-4090"),
+                ("153", "a100-80gb"),
+                ("201", "a100-40gb"),
+                ("295", "h100-sxm"),
+                ("206", "h200"),
+            )
+        ),
+    ],
+    "engine.efficiency-economics": [
+        ("4.37", lambda: price.per_million(2, 127).value),
+        ("0.28", lambda: price.per_million(2, 2000).value),
+    ],
+    "engine.reasoning-token-price": [
+        ("52", replies(8192, "sequences that fit")),
+        ("13", replies(32_768, "sequences that fit")),
+        ("4", lambda: replies(32_768, "weights read for a token")() / replies(8192, "weights read for a token")()),
+        ("4", lambda: replies(32_768, "cost per million tokens")() / replies(8192, "cost per million tokens")()),
     ],
     "engine.latency-metrics": [
         ("0.103", latency("first token")),

@@ -14,9 +14,7 @@ def per_million(price: float, rate: float) -> Figure:
     return figure("cost per million tokens", "$", "p/(r·3600)·10^6", p=price, r=rate)
 
 
-def of_replies(
-    cost: Cost, chip: Chip, dtype: str, length: int, price: float, usable: float = 0.9
-) -> list[Figure]:
+def of_replies(cost: Cost, chip: Chip, dtype: str, length: int, *, price: float, usable: float = 0.9) -> list[Figure]:
     """A chip full of replies that grow to `length` tokens, each holding memory for all of them from the start.
 
     On average their caches are half full. The weights of a step are read for as many tokens as there are replies.

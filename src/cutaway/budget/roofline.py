@@ -33,7 +33,7 @@ class Step(NamedTuple):
         return "weights" if self.weights >= self.cache else "cache"
 
 
-def step(cost: Cost, chip: Chip, dtype: str, batch: int, context: int, width: float | None = None) -> Step:
+def step(cost: Cost, chip: Chip, dtype: str, batch: int, context: int, *, width: float | None = None) -> Step:
     """By the exact cost model: experts that the batch reaches, windows, the input table not read."""
     return Step(
         compute=batch * cost.flops_per_token(context) / chip.rate(dtype),
@@ -59,7 +59,7 @@ def roofline(cost: Cost, chip: Chip, dtype: str, *, batch: int = 1, context: int
     ]
 
 
-def balance(cost: Cost, chip: Chip, dtype: str, context: int, width: float | None = None) -> list[Figure]:
+def balance(cost: Cost, chip: Chip, dtype: str, context: int, *, width: float | None = None) -> list[Figure]:
     """The batch at which computing takes as long as reading, 2 FLOPs for each of all N parameters.
 
     B·(2·N + a·C)/R = (N·b + B·C·k)/M: none if C is past the last line. Of experts a batch reads more and more of them,
@@ -82,7 +82,7 @@ def _last(sizes: dict[str, float]) -> Figure | None:
 
 
 def latency(
-    cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float = 0.5, width: float | None = None
+    cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float = 0.5, *, width: float | None = None
 ) -> list[Figure]:
     """Time to the first token and between tokens of one sequence, by two FLOPs and one read for each parameter."""
     sizes = {"N": cost.parameters, "b": width or width_of(dtype), "M": chip.bandwidth}

@@ -37,18 +37,25 @@ from cutaway.labs.attention.sqrt_d import sqrt_d
 from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
 from cutaway.labs.attention.window_and_sinks import window_and_sinks
 from cutaway.labs.decode.best_of_n import best_of_n
+from cutaway.labs.decode.fixed_labels import fixed_labels
 from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
 from cutaway.labs.decode.repetition import repetition
 from cutaway.labs.decode.restricted_vocabulary import restricted_vocabulary
+from cutaway.labs.decode.settings_by_task import settings_by_task
 from cutaway.labs.decode.speculative_exactness import speculative_exactness
 from cutaway.labs.decode.stopping import stopping
 from cutaway.labs.decode.valid_json import valid_json
 from cutaway.labs.engine.batch_drift import batch_drift
 from cutaway.labs.engine.continuous_batching import continuous_batching
+from cutaway.labs.engine.efficiency_economics import efficiency_economics
+from cutaway.labs.engine.hardware_choice import hardware_choice
 from cutaway.labs.engine.kv_cache import kv_cache
+from cutaway.labs.engine.latency_metrics import latency_metrics
 from cutaway.labs.engine.low_bit_speed import low_bit_speed
 from cutaway.labs.engine.paged_cache import paged_cache
 from cutaway.labs.engine.prefix_reuse import prefix_reuse
+from cutaway.labs.engine.reasoning_token_price import reasoning_token_price
+from cutaway.labs.engine.roofline_knee import roofline
 from cutaway.labs.engine.sampling import sampling
 from cutaway.labs.inside.analogies import analogies
 from cutaway.labs.inside.edit_sequence import edit_sequence
@@ -167,13 +174,20 @@ LABS: dict[str, Lab] = {
         prefix_reuse,
         continuous_batching,
         low_bit_speed,
+        latency_metrics,
+        roofline,
+        hardware_choice,
+        efficiency_economics,
+        reasoning_token_price,
         batch_drift,
         sampling,
+        settings_by_task,
         greedy_and_beam,
         repetition,
         best_of_n,
         valid_json,
         restricted_vocabulary,
+        fixed_labels,
         speculative_exactness,
         stopping,
         cross_entropy_lab,

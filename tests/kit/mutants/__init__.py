@@ -7,6 +7,7 @@ from kit.mutants import (
     budget,
     calls,
     classics,
+    compress,
     constraints,
     denoising,
     encoders,
@@ -14,6 +15,7 @@ from kit.mutants import (
     formats,
     grouped,
     inside,
+    labels,
     losses,
     models,
     norms,
@@ -51,4 +53,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *denoising.MUTANTS,
     *pages.MUTANTS,
     *vectors.MUTANTS,
+    *labels.MUTANTS,
+    *compress.MUTANTS,
 )

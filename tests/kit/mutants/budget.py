@@ -28,5 +28,10 @@ MUTANTS = mutants(
     ("balance: caches are read once for all", "budget: balance", edit("cutaway.budget.roofline:balance", "'N·b/M/((2·N + a·C)/R − C·k/M)'", "'(N·b + C·k)/M/((2·N + a·C)/R)'")),
     ("balance: attention computes nothing", "budget: balance", edit("cutaway.budget.roofline:balance", "'N·b/M/((2·N + a·C)/R − C·k/M)'", "'N·b/M/(2·N/R − C·k/M)'")),
     ("activations: scores forgotten", "budget: balance", edit("cutaway.budget.training:activations", "(34 + 5·H·s/D)", "34")),
+    ("balance: weights of fewer bits are read whole", "budget: stored weights", edit("cutaway.budget.roofline:balance", "width or width_of(dtype)", "width_of(dtype)")),
+    ("latency: weights of fewer bits are read whole", "budget: stored weights", edit("cutaway.budget.roofline:latency", "width or width_of(dtype)", "width_of(dtype)")),
+    ("price: an hour has sixty seconds", "budget: price", edit("cutaway.budget.price:per_million", "3600", "60")),
+    ("price: every reply reads the weights anew", "budget: price", edit("cutaway.budget.price:of_replies", "'(w + B·k/2)/M'", "'(B·w + B·k/2)/M'")),
+    ("price: a cache is full from the first token", "budget: price", edit("cutaway.budget.price:of_replies", "'(w + B·k/2)/M'", "'(w + B·k)/M'")),
     ("formulas: a power of what stands before it", "budget: formulas", edit(FIGURES + "evaluate", ".translate(SIGNS)", ".replace('^', '*').translate(SIGNS)")),
 )

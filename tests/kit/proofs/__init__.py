@@ -13,6 +13,7 @@ from kit.proofs import (
     budget,
     calls,
     classics,
+    compress,
     constraints,
     denoising,
     encoders,
@@ -20,6 +21,7 @@ from kit.proofs import (
     formats,
     grouped,
     inside,
+    labels,
     losses,
     models,
     norms,
@@ -59,4 +61,6 @@ PROOFS: dict[str, Callable[[], object]] = {
     **packed.PROOFS,
     **grouped.PROOFS,
     **pages.PROOFS,
+    **labels.PROOFS,
+    **compress.PROOFS,
 }

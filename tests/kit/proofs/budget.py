@@ -100,6 +100,29 @@ def balance_is_one() -> None:
     assert abs(activations(32, 4096, 32, 4096)[1].value / 2**30 - 97) < 1e-9, "Korthikanti et al. 2022"
 
 
+def stored_weights() -> None:
+    """Of half a byte instead of two, they take a fourth of the time to read, and the balance comes a fourth as late."""
+    from cutaway.budget.chips import CHIPS
+    from cutaway.budget.roofline import latency
+
+    cost, chip = Cost(PUBLISHED["llama-3-8b"].spec), CHIPS["h100-sxm"]
+    batches = [balance(cost, chip, "bfloat16", 0, width=width)[0].value for width in (None, 0.5)]
+    times = [latency(cost, chip, "bfloat16", 10, width=width)[1].value for width in (None, 0.5)]
+    assert abs(batches[0] / batches[1] - 4) < 1e-9
+    assert abs(times[0] / times[1] - 4) < 1e-9
+
+
+def prices() -> None:
+    """2,000 tokens a second at 2 $ an hour; 72 GB of which 16.06 are weights hold 52 caches of 1 GiB, half full."""
+    from cutaway.budget.chips import CHIPS
+    from cutaway.budget.price import of_replies, per_million
+
+    assert abs(per_million(2, 2000).value - 2e6 / 7.2e6) < 1e-12
+    cost = Cost(PUBLISHED["llama-3-8b"].spec)
+    found = {f.name: f.value for f in of_replies(cost, CHIPS["a100-80gb"], "bfloat16", 8192, price=2)}
+    assert abs(found["reading, a step"] - (16_060_522_496 + 52 * 2**29) / 2.039e12) < 1e-12
+
+
 def formulas() -> None:
     assert evaluate("2·3^2 − (1 + 5)/4 + max(1,000, 5)") == 1016.5
     assert evaluate("−2^2 + choose(8, 2)") == 24
@@ -111,5 +134,7 @@ PROOFS = {
     "budget: source": source_flops,
     "budget: experts": experts_read,
     "budget: balance": balance_is_one,
+    "budget: stored weights": stored_weights,
+    "budget: price": prices,
     "budget: formulas": formulas,
 }

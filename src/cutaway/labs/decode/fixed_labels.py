@@ -148,15 +148,15 @@ class Drawn(NamedTuple):
         "How do I force a model to answer with one of my class names and score them fairly?",
         "怎样强制模型只用我的类别名回答，并公平地给它们打分？",
     ),
-    seconds={"quick": 6, "full": 150},
+    seconds={"quick": 8, "full": 150},
 )
 def fixed_labels(
     run: Run,
     *,
     model: Annotated[str, Knob("the model that answers", "回答的模型")] = MODEL,
-    texts: Annotated[int, Knob("texts, of each label in turn", "文本数，各标签轮流", quick=6, min=2, max=36)] = 36,
+    texts: Annotated[int, Knob("texts, of each label in turn", "文本数，各标签轮流", quick=4, min=2, max=36)] = 36,
     proven: Annotated[int, Knob("texts scored by brute force too", "另用穷举打分的文本数", quick=1, min=1)] = 12,
-    runs: Annotated[int, Knob("runs behind each fence", "每种围栏下的运行次数", quick=24, min=20, max=9999)] = 500,
+    runs: Annotated[int, Knob("runs behind each fence", "每种围栏下的运行次数", quick=20, min=20, max=9999)] = 500,
 ) -> Finding:
     loaded = subject(model)
     labels = spelled(loaded.tokenizer)

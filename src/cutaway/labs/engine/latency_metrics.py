@@ -51,7 +51,7 @@ class Timed(NamedTuple):
         "Can I predict first-token time and both token rates from a model's size and a chip's data sheet?",
         "能否由模型大小与芯片参数预测首词元时间与两种词元速率？",
     ),
-    seconds={"quick": 8, "full": 60},
+    seconds={"quick": 4, "full": 40},
 )
 def latency_metrics(
     run: Run,
@@ -59,7 +59,7 @@ def latency_metrics(
     model: Annotated[str, Knob("the model that is timed", "计时的模型")] = MODEL,
     prompt: Annotated[int, Knob("tokens of its prompt", "提示词元数", quick=64, min=16, max=4096)] = 512,
     tokens: Annotated[int, Knob("tokens of a reply", "回答词元数", quick=6, min=4, max=512)] = 32,
-    threads: Annotated[int, Knob("threads", "线程数", quick=1, min=1, max=64)] = 2,
+    threads: Annotated[int, Knob("threads", "线程数", min=1, max=64)] = 1,
     megabytes: Annotated[
         int, Knob("of the matrix that bandwidth is measured on", "测带宽所用矩阵，兆字节", quick=64, min=1, max=4096)
     ] = 256,
@@ -78,10 +78,10 @@ def latency_metrics(
 
 
 def on_paper(
-    cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float, width: float | None = None
+    cost: Cost, chip: Chip, dtype: str, prompt: int, utilization: float, *, width: float | None = None
 ) -> Paper:
     """The two formulas."""
-    values = named(roofline.latency(cost, chip, dtype, prompt, utilization, width))
+    values = named(roofline.latency(cost, chip, dtype, prompt, utilization, width=width))
     return Paper(values["first token"], values["next token, at least"])
 
 
@@ -94,7 +94,7 @@ def timing(arm: Arm, prompt: int, tokens: int, megabytes: int, repeats: int) -> 
         arm,
         chip,
         prompt,
-        on_paper(arm.cost, chip, arm.dtype, prompt, 1, arm.width),
+        on_paper(arm.cost, chip, arm.dtype, prompt, 1, width=arm.width),
         Paper(first, following),
         arm.cost.flops(prompt, rows=1) / (2 * arm.cost.parameters * prompt),
         arm.cost.read(1) / arm.cost.parameters,
@@ -190,5 +190,6 @@ def _verdict(paper: Paper, found: list[Timed], threads: int) -> Words:
         f"{1 / paper.next:.0f} tokens/s. Here, {threads} threads, rates measured apart from the model. "
         f"{'. '.join(said)}. (Measured times over those of the formula are judged.)",
         f"手算：{LARGE} 在 {CARD} 上读 {PROMPT:,} 个词元需 {1e3 * paper.first:.0f} 毫秒，每秒至多写 "
-        f"{1 / paper.next:.0f} 个。本机 {threads} 线程，速率不经模型单独测得。{'。'.join(zh)}。（评判的是实测用时与公式之比。）",
+        f"{1 / paper.next:.0f} 个。本机 {threads} 线程，速率不经模型单独测得。{'。'.join(zh)}。"
+        "（评判的是实测用时与公式之比。）",
     )

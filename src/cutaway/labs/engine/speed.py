@@ -8,18 +8,20 @@ multiplied as 8-bit integers where they are integers; or PyTorch's in float32.
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 
-from cutaway.budget.chips import Chip
+from cutaway.budget.chips import Chip, clock
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.runner import Native
+from cutaway.engine.sequence import Sequence
+from cutaway.errors import CutawayError
 from cutaway.labs.engine.replay import finish, greedy, prompts, stored
 from cutaway.labs.evidence import Words, both
 from cutaway.labs.subject import decoder, subject
@@ -39,7 +41,7 @@ Seconds = Callable[[], float]
 
 @dataclass(frozen=True)
 class Arm:
-    """An engine and its arithmetic. dtype: of its cache. width: bytes of a weight, mean. each: of those in `product`."""
+    """An engine and its arithmetic. dtype: of its cache. width, each: bytes of a weight, mean and in `product`."""
 
     name: str
     engine: Engine
@@ -63,12 +65,14 @@ class Arm:
         """Of a matrix that takes so much."""
         return int(megabytes * 1e6 / self.each / self.cost.spec.width) // LANES * LANES
 
-    def ask(self, lengths: list[int], tokens: int) -> Engine:
-        """Queue so many replies to prompts of which nothing is kept."""
+    def texts(self, batch: int, length: int) -> list[list[int]]:
+        """Prompts of so many tokens."""
+        return prompts(self.loaded, [length] * batch)
+
+    def ask(self, texts: list[list[int]], tokens: int) -> list[Sequence]:
+        """Queue replies to prompts of which nothing is kept."""
         tenant = str(self.engine.stats.steps)
-        for prompt in prompts(self.loaded, lengths):
-            self.engine.add(prompt, greedy(tokens, tenant))
-        return self.engine
+        return [self.engine.add(prompt, greedy(tokens, tenant)) for prompt in texts]
 
 
 @contextmanager
@@ -82,15 +86,23 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def arms(model: str, *, running: int, context: int, budget: int = MANY) -> list[Arm]:
-    """The stored weights on native kernels, where there are any, and the modules in float32."""
-    limits = {"running": running, "context": context, "budget": budget}
+def arms(model: str, **limits: Any) -> list[Arm]:
+    """The fastest and, if that is another, the modules in float32. limits: as of `Engine`."""
+    first = fastest(model, **limits)
+    return [first] if first.name == MODULES else [first, _modules(model, **limits)]
+
+
+def fastest(model: str, **limits: Any) -> Arm:
+    """The stored weights on native kernels, where there are any; else the modules."""
     loaded = stored(model)
     engine = engine_of(loaded, **limits)
+    return _native(engine, loaded) if isinstance(engine.runner, Native) else _modules(model, **limits)
+
+
+def _modules(model: str, **limits: Any) -> Arm:
     plain = subject(model)
-    modules = Engine(decoder(plain), plain.tokenizer, **limits)
-    made = [Arm(MODULES, modules, plain, "float32", 4.0, _torch_product(plain.model.spec.width), 4.0)]
-    return [_native(engine, loaded), *made] if isinstance(engine.runner, Native) else made
+    engine = Engine(decoder(plain), plain.tokenizer, **limits)
+    return Arm(MODULES, engine, plain, "float32", 4.0, _torch_product(plain.model.spec.width), 4.0)
 
 
 def _native(engine: Engine, loaded: Loaded) -> Arm:
@@ -98,14 +110,14 @@ def _native(engine: Engine, loaded: Loaded) -> Arm:
     spec, threads = engine.runner.spec, torch.get_num_threads()
     engine.runner.threads = threads
     used = [op.matrix.contents for op in engine.runner.graph.tape.ops if op.kind in (Kind.LINEAR, Kind.FEED)]
-    layouts = Counter[tuple[Layout, int]]()
+    read = Counter[Layout]()
     for m in used:
-        layout = Layout(m.bits, m.zero, bool(m.offset), bool(m.halves))
-        layouts[layout, m.bytes] += -(-m.n // LANES) * (m.k // GROUP) * m.bytes
-    (layout, size), _ = layouts.most_common(1)[0]
-    name = f"{NATIVE}, {layout.bits} bits" + (" times 8" if layout.bits < 16 else "")
+        read[Layout(m.bits, m.zero, bool(m.offset), bool(m.halves))] += -(-m.n // LANES) * (m.k // GROUP) * m.bytes
+    ((layout, _),) = read.most_common(1)
+    name = f"{NATIVE} ({layout.bits}-bit weights{', 8-bit activations' if layout.bits < 16 else ''})"
     product = _tape_product(layout, spec.width, threads)
-    return Arm(name, engine, loaded, "float16", layouts.total() / Cost(spec).parameters, product, size / LANES / GROUP)
+    width = read.total() / Cost(spec).parameters
+    return Arm(name, engine, loaded, "float16", width, product, layout.bytes / LANES / GROUP)
 
 
 def _tape_product(layout: Layout, inputs: int, threads: int) -> Product:
@@ -128,7 +140,7 @@ def _torch_product(inputs: int) -> Product:
     return product
 
 
-def in_turns(ways: Sequence[Seconds], repeats: int) -> list[float]:
+def in_turns(ways: list[Seconds], repeats: int) -> list[float]:
     """Median of the seconds that each way says it took, A, B, A, B ...; one round not counted."""
     rounds = [[way() for way in ways] for _ in range(repeats + 1)][1:]
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
@@ -138,9 +150,9 @@ def timed(way: Callable[[], object]) -> Seconds:
     """How long a way takes."""
 
     def seconds() -> float:
-        began = time.perf_counter()
+        began = clock()
         way()
-        return time.perf_counter() - began
+        return clock() - began
 
     return seconds
 
@@ -161,8 +173,8 @@ def prefill(arm: Arm, length: int) -> Seconds:
     """From asking to the first token of a reply, to a prompt of which nothing is kept."""
 
     def seconds() -> float:
-        asked = arm.ask([length], 1)
-        return timed(partial(finish, asked))()
+        arm.ask(arm.texts(1, length), 1)
+        return timed(partial(finish, arm.engine))()
 
     return seconds
 
@@ -171,21 +183,38 @@ def decode(arm: Arm, batch: int, tokens: int, context: int = 1) -> Seconds:
     """A step that writes a token for each of `batch` sequences that see `context` tokens or more: the median."""
 
     def seconds() -> float:
-        return statistics.median(writing(arm.ask([context] * batch, tokens), batch))
+        arm.ask(arm.texts(batch, context), reply(batch, tokens, context))
+        return statistics.median(writing(arm.engine, batch))
 
     return seconds
+
+
+def reply(batch: int, tokens: int, context: int) -> int:
+    """How long replies must be for all to write `tokens` together: the first is under way while the last is read."""
+    return tokens - (-batch * context // (MANY - batch))
 
 
 def writing(engine: Engine, batch: int) -> Iterator[float]:
     """Step until nothing is left to do: the seconds of each step that did nothing but write so many tokens."""
     while engine.busy:
-        engine.step()
+        seconds = timed(engine.step)()
         step = engine.steps[-1]
         if len(step.spans) == step.replied == batch == sum(count for _, _, count, _, _ in step.spans):
-            yield step.seconds[1]
+            yield seconds
 
 
 CLOSE = 0.25
+
+
+def numbers(text: str, knob: str, most: int) -> list[int]:
+    """Whole numbers with commas between them, in order. Errors: others, or none in 1 ... most."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise CutawayError(f"expected whole numbers with commas, got {text!r}", f"knob {knob}") from None
+    if not 1 <= found[0] <= found[-1] <= most:
+        raise CutawayError(f"must be between 1 and {most}, got {text!r}", f"knob {knob}")
+    return found
 
 
 def judged(ratio: float) -> Words:

@@ -1,0 +1,1 @@
+"""Labs on smaller models: number formats, quantization, and what they cost."""
