@@ -14,6 +14,7 @@ from kit.mutants import (
     formats,
     grouped,
     inside,
+    kept,
     losses,
     models,
     norms,
@@ -50,5 +51,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *budget.MUTANTS,
     *denoising.MUTANTS,
     *pages.MUTANTS,
+    *kept.MUTANTS,
     *vectors.MUTANTS,
 )

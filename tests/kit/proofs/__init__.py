@@ -20,6 +20,7 @@ from kit.proofs import (
     formats,
     grouped,
     inside,
+    kept,
     losses,
     models,
     norms,
@@ -59,4 +60,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **packed.PROOFS,
     **grouped.PROOFS,
     **pages.PROOFS,
+    **kept.PROOFS,
 }
