@@ -46,6 +46,7 @@ from cutaway.labs.decode.valid_json import valid_json
 from cutaway.labs.engine.batch_drift import batch_drift
 from cutaway.labs.engine.continuous_batching import continuous_batching
 from cutaway.labs.engine.kv_cache import kv_cache
+from cutaway.labs.engine.kv_quantization import kv_quantization
 from cutaway.labs.engine.low_bit_speed import low_bit_speed
 from cutaway.labs.engine.paged_cache import paged_cache
 from cutaway.labs.engine.prefix_reuse import prefix_reuse
@@ -163,6 +164,7 @@ LABS: dict[str, Lab] = {
         shared_kv,
         mla,
         kv_cache,
+        kv_quantization,
         paged_cache,
         prefix_reuse,
         continuous_batching,
