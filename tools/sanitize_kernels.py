@@ -119,7 +119,8 @@ def answers(march: str) -> None:
         random.choice([None, 5.0]),
         random.choice([None, torch.randn(heads[0])]),
     )
-    asked = attention.texts(lengths, heads, width, Question(0.1, window=window, softcap=softcap, sinks_H=sinks))
+    coded, question = random.random() < 0.5, Question(0.1, window=window, softcap=softcap, sinks_H=sinks)
+    asked = attention.texts(lengths, heads, width, question, coded=coded)
     spans = []
     for i, length in enumerate(lengths):
         count = random.randint(1, min(length, 12))
@@ -134,7 +135,7 @@ def answers(march: str) -> None:
     tape.add(
         Kind.TURN, in_=x, heads=heads[0], kv_heads=kv_heads, head_dim=width, turning=turning, keys=asked.keys,
         values=asked.values, cos=torch.randn(1100, turning // 2), sin=torch.randn(1100, turning // 2), q_norm=norms,
-        k_norm=norms, eps=1e-5,
+        k_norm=norms, eps=1e-5, coded=int(coded),
     )  # fmt: skip
     tape.run(batch_of([0] * count, [s[1:] for s in spans], tables, [0], torch.zeros(1)), threads)
 

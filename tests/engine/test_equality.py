@@ -1,12 +1,14 @@
 """The same request gives the same tokens and the same log-probabilities, to the bit, however it is computed.
 
-On native kernels; `test_engine.py` and the proofs ask the same of the modules, whose last bits depend on the batch.
+On native kernels, keys and values in float16 and in 8 bits; `test_engine.py` and the proofs ask the same of the
+modules, whose last bits depend on the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from cutaway.engine.engine import Engine
 from cutaway.engine.matrices import OfModel
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Native
+from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
 from engine.tiny import spec, tokenizer
@@ -51,9 +54,11 @@ def prompt(length: int) -> list[int]:
     return (torch.randint(0, 256, (23,), generator=torch.Generator().manual_seed(length)).tolist() * 9)[:length]
 
 
-def engine(threads: int = 2, **limits: object) -> Engine:
+def engine(cache: str, threads: int = 2, pages: int = 99, **limits: object) -> Engine:
+    """cache: how keys and values are kept."""
     made = model()
-    return Engine(Native(made.spec, OfModel(made), threads), tokenizer(), **limits)
+    runner = Native(made.spec, OfModel(made), threads, cache)
+    return Engine(runner, tokenizer(), cache=pages * runner.page_bytes, **limits)
 
 
 def answers(e: Engine, wanted: list[int]) -> list[Told]:
@@ -67,45 +72,40 @@ def answers(e: Engine, wanted: list[int]) -> list[Told]:
     return [told[s] for s in sequences]
 
 
-def alone(i: int) -> Told:
-    return answers(engine(), [i])[0]
-
-
-def after_others() -> Engine:
+def after_others(cache: str) -> Engine:
     """One that has seen every prompt, so that their pages are found."""
-    made = engine()
+    made = engine(cache)
     answers(made, [*range(len(REQUESTS))])
     return made
 
 
-def crowded() -> Engine:
-    """Room for the longest request and a little more: the others are preempted."""
-    return engine(cache=5 * engine().runner.page_bytes)
-
-
-WAYS: dict[str, Callable[[], Engine]] = {
+CROWDED = 5  # pages: room for the longest request and a little more, the others are preempted
+WAYS: dict[str, Callable[[str], Engine]] = {
     "together": engine,
-    "in pieces of seven tokens": lambda: engine(budget=7),
-    "two at a time": lambda: engine(running=2),
-    "one thread": lambda: engine(threads=1),
-    "three threads": lambda: engine(threads=3),
+    "in pieces of seven tokens": partial(engine, budget=7),
+    "two at a time": partial(engine, running=2),
+    "one thread": partial(engine, threads=1),
+    "three threads": partial(engine, threads=3),
     "from pages of those before": after_others,
-    "preempted": crowded,
-    "speculated": lambda: engine(drafter=PromptLookup(shortest=1)),
-    "speculated, preempted and in pieces": lambda: engine(
-        drafter=PromptLookup(shortest=1), budget=9, cache=5 * engine().runner.page_bytes
-    ),
+    "preempted": partial(engine, pages=CROWDED),
+    "speculated": partial(engine, drafter=PromptLookup(shortest=1)),
+    "speculated, preempted and in pieces": partial(engine, drafter=PromptLookup(shortest=1), budget=9, pages=CROWDED),
 }
 
 
+@pytest.fixture(scope="module", params=["float16", "int8"])
+def cache(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def expected() -> list[Told]:
-    return [alone(i) for i in range(len(REQUESTS))]
+def expected(cache) -> list[Told]:
+    return [answers(engine(cache), [i])[0] for i in range(len(REQUESTS))]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_are_those_of_each_alone(way, expected):
-    made = WAYS[way]()
+def test_answers_are_those_of_each_alone(way, cache, expected):
+    made = WAYS[way](cache)
     hits, preemptions = made.scheduler.pages.hits, made.scheduler.preemptions
     assert answers(made, [*range(len(REQUESTS))]) == expected
     if "pages" in way:
@@ -114,6 +114,17 @@ def test_answers_are_those_of_each_alone(way, expected):
         assert made.scheduler.preemptions > preemptions, "nobody was preempted, so nothing was tested"
     if "speculated" in way:
         assert made.stats.accepted.total() > 5, "no draft was right, so nothing was tested"
+
+
+def test_a_page_holds_as_many_bytes_as_it_says(cache):
+    made = engine(cache).runner.graph
+    assert sum(store[0].nbytes for store in (*made.keys, *made.values)) == engine(cache).runner.page_bytes
+    assert engine(cache).runner.page_bytes == 2 * 2 * 2 * 32 * {"float16": 64, "int8": 34}[cache]
+
+
+def test_unknown_caches_are_refused():
+    with pytest.raises(CutawayError, match="float16, int8"):
+        engine("int4")
 
 
 def test_the_requests_differ(expected):

@@ -116,8 +116,8 @@ def model(spec: Spec, seed: int = 0) -> Decoder:
     return made
 
 
-def graph(spec: Spec, source: Any, tokens: int = 200) -> Graph:
-    return Graph(spec, source, context=CONTEXT, pages=12, tokens=tokens, rows=tokens)
+def graph(spec: Spec, source: Any, tokens: int = 200, cache: str = "float16") -> Graph:
+    return Graph(spec, source, context=CONTEXT, pages=12, tokens=tokens, rows=tokens, cache=cache)
 
 
 def ids_of(count: int, seed: int = 0, vocab: int = 203) -> list[int]:
@@ -180,9 +180,10 @@ def test_a_file_as_it_is_stored(kind, tmp_path):
     assert distance > (1e-4 if kind.startswith("Q") else 0), "nothing was rounded"
 
 
-def test_copied_pages_hold_the_same():
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_copied_pages_hold_the_same(cache):
     spec = SPECS["llama"]()
-    recorded, ids = graph(spec, OfModel(model(spec))), ids_of(40)
+    recorded, ids = graph(spec, OfModel(model(spec)), cache=cache), ids_of(40)
     step(recorded, ids[:39], [(0, 39)], [[3, 1]])
     recorded.copy_pages([(3, 9), (1, 4)])
     there, here = (step(recorded, ids[39:], [(39, 1)], [pages]) for pages in ([3, 1], [9, 4]))

@@ -10,9 +10,17 @@ import torch
 
 from cutaway.engine.engine import Engine
 from cutaway.errors import CutawayError
-from cutaway.labs.engine import batch_drift, continuous_batching, low_bit_speed, paged_cache, prefix_reuse
+from cutaway.labs.engine import (
+    batch_drift,
+    continuous_batching,
+    kv_quantization,
+    low_bit_speed,
+    paged_cache,
+    prefix_reuse,
+)
 from cutaway.labs.engine.batch_drift import Answers, Drift
 from cutaway.labs.engine.continuous_batching import FIXED, PATIENCE, Request, Way
+from cutaway.labs.engine.kv_quantization import CHANNEL, TOKEN, Coarse
 from cutaway.labs.engine.low_bit_speed import Work
 from cutaway.labs.engine.paged_cache import Twin
 from cutaway.labs.engine.prefix_reuse import Chat
@@ -151,3 +159,51 @@ def test_intensity_is_one_for_a_token_and_grows_with_the_prompt() -> None:
 def test_unknown_types_are_refused() -> None:
     with pytest.raises(CutawayError, match="Q3_0"):
         low_bit_speed.low_bit_speed.run({"types": "F32,Q3_0"}, "quick")
+
+
+# ---- kv-quantization
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounding_is_as_fine_as_its_bits_and_knows_its_axis(bits: int) -> None:
+    """A channel of large numbers, and one of constants: each has its own scale where scales are of channels."""
+    x_GSK = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(bits))
+    x_GSK[:, :, 5] = 300 + 100 * x_GSK[:, :, 5]
+    x_GSK[:, :, 7] = 2.5
+    token, channel = (kv_quantization.rounded(x_GSK, bits, along) for along in (TOKEN, CHANNEL))
+    groups_GBTK = x_GSK.unflatten(1, (2, 32))
+    span_GBK = groups_GBTK.amax(2) - groups_GBTK.amin(2)
+    off_GBK = (channel - x_GSK).abs().unflatten(1, (2, 32)).amax(2)
+    bound_GBK = span_GBK / (2**bits - 1) * 0.505 + groups_GBTK.abs().amax(2) * 2**-10
+    assert (off_GBK <= bound_GBK).all()
+    assert torch.equal(channel[:, :, 7], x_GSK[:, :, 7])
+    others = [k for k in range(32) if k not in (5, 7)]
+    assert (channel - x_GSK)[..., others].abs().mean() < (token - x_GSK)[..., others].abs().mean() / 4
+    assert torch.equal(token.transpose(1, 2), kv_quantization.rounded(x_GSK.transpose(1, 2), bits, CHANNEL))
+    assert channel.unflatten(1, (2, 32))[0, 0, :, 0].unique().numel() <= 2**bits
+
+
+def test_recent_tokens_stay_exact_and_closed_caches_as_they_are() -> None:
+    model, made = decoder(), torch.Generator().manual_seed(0)
+    (heads, width), _ = model.spec.layers[0].attention.cached
+    wide = -(-width // 32) * 32
+    cache = Coarse(model, 200, kv_quantization.Way(2, CHANNEL, TOKEN, 40))
+    cache.buffers = [[torch.empty(heads, 200, wide) for _ in "kv"] for _ in cache.buffers]
+    k_TGK, v_TGK = torch.randn(2, 120, heads, wide, generator=made)
+    for start in range(0, 120, 24):
+        cache.put(1, start, k_TGK[start : start + 24], v_TGK[start : start + 24])
+    for got_GSK, given_TGK in zip(cache.get(1, 0, 120), (k_TGK, v_TGK), strict=True):
+        same_S = (got_GSK == given_TGK.transpose(0, 1)).flatten(2).all(2).all(0)
+        assert same_S[64:].all(), "of 120 tokens the last 40 are recent, and 64 ... 79 an unfinished group"
+        assert not same_S[:64].any()
+    before, cache.closed = [kept.clone() for kept in cache.get(1, 0, 120)], True
+    cache.put(1, 120, k_TGK[:60], v_TGK[:60])
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.get(1, 0, 120), strict=True))
+
+
+def test_bytes_of_few_bits() -> None:
+    """Two float16 numbers for every 32; recent tokens count in full."""
+    assert [kv_quantization.Way(bits).token_bytes(64) for bits in (16, 8, 4, 2)] == [128, 72, 40, 24]
+    assert kv_quantization.Way(2, CHANNEL, TOKEN, 100).text_bytes(64, 1000) == 100 * 128 + 900 * 24
+    with pytest.raises(CutawayError, match="8 and 2 among them"):
+        kv_quantization.sizes("8,4")

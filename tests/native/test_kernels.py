@@ -11,7 +11,7 @@ from cutaway.nn import feed_forward
 from cutaway.nn.attention import Question
 from cutaway.nn.norms import NormSpec, make_norm
 from cutaway.nn.positions import RopeSpec, Rotation, rotate, rotation
-from native.attention import texts
+from native.attention import codes_of, empty, opened, place, texts
 from native.tapes import AVX2, PORTABLE, TYPES, flat, has_avx2, integers, packed, play, product, quantized, rows
 
 
@@ -19,6 +19,12 @@ def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float = 2e-6) -> N
     """To a share of the largest number."""
     off = float((got.double() - wanted.double()).abs().max() / wanted.abs().max())
     assert off < tolerance, off
+
+
+@pytest.fixture(params=[False, True], ids=["float16", "int8"])
+def coded(request) -> bool:
+    """Whether pages hold codes of 8 bits."""
+    return request.param
 
 
 @pytest.fixture(params=[AVX2, PORTABLE])
@@ -149,7 +155,7 @@ def test_processors_agree_on_activations(activation, other):
 
 @pytest.mark.parametrize("norm", [None, NormSpec("rms", 1e-4), NormSpec("layer", 1e-4, bias=False)])
 @pytest.mark.parametrize("turning", [0, 32, 64])
-def test_turn(norm, turning):
+def test_turn(norm, turning, coded):
     """Two sequences at different places, queries and keys normalized and turned, keys and values in their pages."""
     H, G, E, spans = 4, 2, 64, [(30, 5), (3, 2)]
     positions_T = torch.tensor([30, 31, 32, 33, 34, 3, 4])
@@ -158,13 +164,13 @@ def test_turn(norm, turning):
     cos, sin = rotation(RopeSpec(100.0, dim=turning or None), E, torch.arange(64), torch.float32)
     half = turning // 2
     x = rows(x_THE.flatten(1))
-    keys, values = torch.full((4, G, E, 32), 7.0).half(), torch.full((4, G, 32, E), 7.0).half()
+    keys, values = empty(4, G, E, coded), empty(4, G, E, coded)
     tables = torch.tensor([[3, 1], [0, 9]], dtype=torch.int32)
     tape = Tape()
     tape.add(
         Kind.TURN, in_=x, heads=H, kv_heads=G, head_dim=E, turning=turning, keys=keys, values=values,
         cos=cos[:, :half].contiguous(), sin=sin[:, :half].contiguous(), eps=1e-4,
-        layered=int(norm is not None and norm.kind == "layer"),
+        layered=int(norm is not None and norm.kind == "layer"), coded=int(coded),
         q_norm=scales[0] if norm else None, k_norm=scales[1] if norm else None,
     )  # fmt: skip
     tape.run(batch_of([0] * 7, spans, tables, [0], torch.zeros(1)), 2)
@@ -176,13 +182,16 @@ def test_turn(norm, turning):
         turn = Rotation(cos[positions_T].double(), sin[positions_T].double())
         q, k = rotate(q, turn), rotate(k, turn)
     close(x.floats.view(7, -1, E), torch.cat([q, k, v], 1))
-    made_THE = x.floats.view(7, -1, E).half()
     page, slot = torch.tensor([3, 3, 1, 1, 1, 0, 0]), positions_T % 32
-    assert torch.equal(keys[page, :, :, slot], made_THE[:, H : H + G])
-    assert torch.equal(values[page, :, slot], made_THE[:, H + G :])
-    keys[page, :, :, slot] = values[page, :, slot] = 7
-    assert (keys == 7).all()
-    assert (values == 7).all()
+    _, k_TGE, v_TGE = x.floats.view(7, -1, E).split([H, G, G], 1)
+    for pages, x_TGE, value in ((keys, k_TGE, False), (values, v_TGE, True)):
+        (numbers, steps), at = opened(pages, E, value, coded), place(page, slot, value)
+        assert torch.equal(numbers[at], codes_of(x_TGE)[0] if coded else x_TGE.half())
+        numbers.view(torch.int8 if coded else torch.int16)[at] = -1
+        if steps is not None:
+            assert torch.equal(steps[page, :, :, slot], codes_of(x_TGE)[1])
+            steps.view(torch.int16)[page, :, :, slot] = -1
+        assert (pages == 255).all(), "something else was written"
 
 
 # ---- attention
@@ -199,9 +208,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention(kind):
+def test_attention(kind, coded):
     """Texts of several lengths in one batch, whole, against the softmax written out in float64."""
-    asked = texts([70, 1, 33, 64], (6, 2), 64, KINDS[kind])
+    asked = texts([70, 1, 33, 64], (6, 2), 64, KINDS[kind], coded=coded)
     got = asked.asked([(i, 0, len(q)) for i, q in enumerate(asked.q)])
     close(got.floats, torch.cat(asked.wanted()))
     assert torch.equal(got.tensors[1], quantized(got.floats)[0])
@@ -209,9 +218,9 @@ def test_attention(kind):
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8, 12])
 @pytest.mark.parametrize("width", [32, 64, 96, 128, 256])
-def test_attention_of_groups(group, width):
+def test_attention_of_groups(group, width, coded):
     """Every number of query heads per key/value head, every width of a head; alone, in company and in pieces."""
-    asked = texts([41, 9], (2 * group, 2), width, Question(width**-0.5 / 3), seed=group)
+    asked = texts([41, 9], (2 * group, 2), width, Question(width**-0.5 / 3), seed=group, coded=coded)
     whole = asked.asked([(0, 0, 41), (1, 0, 9)])
     close(whole.floats, torch.cat(asked.wanted()))
     for spans in ([(1, 8, 1), (0, 40, 1)], [(1, 2, 7), (0, 29, 12)]):
@@ -221,10 +230,10 @@ def test_attention_of_groups(group, width):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_do_not_depend_on_their_company(kind):
+def test_rows_do_not_depend_on_their_company(kind, coded):
     """To the bit: whole, token by token, in pieces, with another text, by several threads, keys cut or not."""
     length = 1100  # more than two runs of 512 keys
-    asked = texts([length, 600], (6, 2), 32, KINDS[kind])
+    asked = texts([length, 600], (6, 2), 32, KINDS[kind], coded=coded)
     whole = asked.asked([(0, 0, length), (1, 0, 600)], threads=2)
     close(whole.floats[:length], asked.wanted()[0])
     for spans in (
@@ -238,8 +247,8 @@ def test_rows_do_not_depend_on_their_company(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_processors_agree_on_attention(kind, other):
-    asked = texts([70, 520], (6, 2), 64, KINDS[kind])
+def test_processors_agree_on_attention(kind, other, coded):
+    asked = texts([70, 520], (6, 2), 64, KINDS[kind], coded=coded)
     spans = [(0, 30, 40), (1, 500, 20)]
     here, there = asked.asked(spans), asked.asked(spans, other)
     if other == AVX2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -14,10 +15,11 @@ from cutaway.engine.sampler import gumbel
 from cutaway.native import build
 from cutaway.native.packing import pack_rows
 from cutaway.native.sampling import draw, kernels, reach
+from cutaway.native.tape import Kind, batch_of
 from cutaway.nn.attention import Question
 from cutaway.weights import blocks
-from native.attention import texts
-from native.tapes import PORTABLE, packed, product, quantized, raw
+from native.attention import codes_of, empty, opened, place, texts
+from native.tapes import PORTABLE, packed, play, product, quantized, raw, rows
 
 
 def products(type: str) -> Callable[[], bool]:
@@ -45,10 +47,10 @@ def packing(type: str) -> Callable[[], bool]:
     return proof
 
 
-def answers() -> bool:
-    """Whether attention with everything agrees with the softmax written out."""
+def answers(width: int = 32, coded: bool = False) -> bool:
+    """Whether attention with everything agrees with the softmax written out. coded: over keys and values of 8 bits."""
     sinks_H = torch.tensor([0.5, -2.0, 3.0, 0.0])
-    asked = texts([540, 33], (4, 2), 32, Question(0.2, window=530, softcap=4.0, sinks_H=sinks_H))
+    asked = texts([540, 33], (4, 2), width, Question(0.2, window=530, softcap=4.0, sinks_H=sinks_H), coded=coded)
     got = asked.asked([(0, 527, 13), (1, 0, 33)], PORTABLE).floats
     first, second = asked.wanted()
     wanted = torch.cat([first[527:], second])
@@ -70,6 +72,24 @@ def drawn() -> bool:
     return all(reach(native, scores_V, -1e30, most=k) == order_N[k - 1] for k in (1, 2, 30, 400)) and all(
         reach(native, scores_V, -1e30, share=p) == order_N[int((mass_N < p).sum())] for p in (0.1, 0.5, 0.9, 0.99)
     )
+
+
+coded_answers = partial(answers, 64, coded=True)
+
+
+def kept() -> bool:
+    """Whether keys and values of 8 bits come into pages as PyTorch rounds them."""
+    x_TGE, at = torch.randn(7, 3, 64), torch.arange(30, 37)
+    pages = [empty(2, 1, 64, True) for _ in range(2)]
+    batch = batch_of([0] * 7, [(30, 7)], torch.tensor([[1, 0]], dtype=torch.int32), [0], torch.zeros(1))
+    how = {"heads": 1, "kv_heads": 1, "head_dim": 64, "coded": 1, "keys": pages[0], "values": pages[1]}
+    play(batch, Kind.TURN, PORTABLE, in_=rows(x_TGE.flatten(1)), **how)
+    page_T, slot_T, same = 1 - at // 32, at % 32, []
+    for value, kept in enumerate(pages):
+        (codes, scales), wanted = opened(kept, 64, bool(value), True), codes_of(x_TGE[:, 1 + value : 2 + value])
+        got = codes[place(page_T, slot_T, bool(value))], scales[page_T, :, :, slot_T]
+        same += [torch.equal(*pair) for pair in zip(got, wanted, strict=True)]
+    return all(same)
 
 
 class Mutant(NamedTuple):
@@ -104,6 +124,14 @@ MUTANTS = {
     "who is below the filter may win": Mutant("sampling.h", "&& scores[k + i] >= low ", "", drawn),
     "the next band begins at nothing": Mutant("sampling.h", "have = weight, above", "above", drawn),
     "a band has its upper end twice": Mutant("sampling.h", "&& scores[i] < above", "", drawn),
+    "a token's scale lands at another": Mutant("kernels.cpp", "* PAGE + slot] = to_half", "* PAGE] = to_half", kept),
+    "a scale of the whole head": Mutant("kernels.cpp", "x + e, row + e, &step", "x, row + e, &step", kept),
+    "the largest number is clipped": Mutant("kernels.cpp", "? 127.0f / size", "? 128.0f / size", kept),
+    "keys have the first scales": Mutant("kernels.cpp", "e % GROUP == 0) scale", "e == 0) scale", coded_answers),
+    "late tokens have the scales of early ones": Mutant(
+        "kernels.cpp", "load_half(keys.scales(E, e) + LANES)", "load_half(keys.scales(E, e))", coded_answers
+    ),
+    "values without their scales": Mutant("kernels.cpp", "(CODED ? scaled : weight)", "weight", coded_answers),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -99,6 +99,14 @@ def test_a_model_in_each_format(packed):
     assert said(engine) == said(reference)
 
 
+def test_a_cache_of_8_bits_needs_native_kernels(tmp_path):
+    path = str(checkpoints.directory(tmp_path / "dense", **SIZES))
+    with pytest.raises(CutawayError, match=r"--cache-dtype.*--dtype stored"):
+        engine_of(load(path, "float32"), cache_dtype="int8")
+    if library() is not None:
+        assert said(engine_of(load(path, "stored"), cache_dtype="int8"))
+
+
 @pytest.mark.skipif(library() is None, reason="no native kernels")
 def test_kernels_take_the_integers(packed):
     """Near the dense twin on the same kernels: nothing but activations is rounded, and these only where codes are."""

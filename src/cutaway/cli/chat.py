@@ -41,6 +41,7 @@ MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
+CacheDtype = Annotated[str | None, typer.Option(help="Of keys and values: float16, or int8, about half as large.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
@@ -67,6 +68,7 @@ def chat(
     max_tokens: MaxTokens = 512,
     context: Context = None,
     speculate: Speculate = False,
+    cache_dtype: CacheDtype = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
@@ -91,7 +93,8 @@ def chat(
         top_logprobs=logprobs or 0,
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
-    talk = Talk(*_open(model, raw, dtype, device, context=context, speculate=speculate), settings, raw)
+    limits = {"context": context, "cache_dtype": cache_dtype}
+    talk = Talk(*_open(model, raw, dtype, device, speculate=speculate, limits=limits), settings, raw)
     talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:
@@ -139,7 +142,7 @@ def describe(talk: Talk, event: Event) -> dict[str, Any]:
 
 
 def _open(
-    model: str, raw: bool, dtype: str, device: str, *, context: int | None, speculate: bool
+    model: str, raw: bool, dtype: str, device: str, *, speculate: bool, limits: dict[str, Any]
 ) -> tuple[str, Engine]:  # fmt: skip
     from cutaway.engine.drafter import PromptLookup
     from cutaway.engine.engine import engine_of
@@ -151,7 +154,7 @@ def _open(
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
     if not raw and loaded.tokenizer.chat_template is None:
         raise CutawayError(f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text")
-    return loaded.name, engine_of(loaded, context=context, drafter=PromptLookup() if speculate else None)
+    return loaded.name, engine_of(loaded, drafter=PromptLookup() if speculate else None, **limits)
 
 
 def _object(text: str | None) -> dict[str, Any]:

@@ -36,6 +36,9 @@ Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, i
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
+CacheDtype = Annotated[
+    str | None, typer.Option(help="Of keys and values: float16, or int8, in which nearly twice as many tokens fit.")
+]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
@@ -57,6 +60,7 @@ def serve(
     context: Context = None,
     running: Running = 16,
     speculate: Speculate = False,
+    cache_dtype: CacheDtype = None,
     max_waiting: Waiting = 64,
     api_key: Key = None,
     allow_origin: Origins = None,
@@ -72,7 +76,8 @@ def serve(
     with listening(host, port) as taken, ExitStack() as stack:
         from cutaway.serve.app import Policy, create_app
 
-        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate}
+        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,
+                    "cache_dtype": cache_dtype}  # fmt: skip
         loaded = load_all(models, embeddings or [], dtype, device)
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])

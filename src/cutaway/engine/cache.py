@@ -57,7 +57,7 @@ class KVCache(Memory):
         super().__init__(reach)
         self.buffers = [
             [torch.empty(heads, capacity, width, dtype=dtype, device=device) for heads, width in kept]
-            for kept in _kept(spec)
+            for kept in kept_of(spec)
         ]
 
     def put(self, layer: int, start: int, *rows_TGK: Tensor) -> None:
@@ -74,7 +74,7 @@ class KVCache(Memory):
         return [buffer[:, first:end] for buffer in self.buffers[layer]]
 
 
-def _kept(spec: Spec) -> list[tuple[tuple[int, int], ...]]:
+def kept_of(spec: Spec) -> list[tuple[tuple[int, int], ...]]:
     """(heads, width) of what each layer keeps of a token, those that look ahead last."""
     return [layer.attention.cached for layer in (*spec.layers, *spec.ahead)]
 
@@ -92,13 +92,13 @@ class Pool:
         self.size, self.device = size, device
         self.stores = [
             [untouched(pages * size, heads, width, dtype=dtype, device=device) for heads, width in kept]
-            for kept in _kept(spec)
+            for kept in kept_of(spec)
         ]
 
     @staticmethod
     def bytes_of_page(spec: Spec, dtype: torch.dtype, size: int) -> int:
         """What a page takes."""
-        return size * dtype.itemsize * sum(heads * width for kept in _kept(spec) for heads, width in kept)
+        return size * dtype.itemsize * sum(heads * width for kept in kept_of(spec) for heads, width in kept)
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """What each first page holds into each second."""

@@ -217,9 +217,15 @@ class Engine:
         self.steps.append(Step(ended, (ran, ended - began), tuple(spans), waiting, room, replied))
 
 
-def engine_of(loaded: Loaded, **limits: Any) -> Engine:
-    """An engine for a decoder: on native kernels if it was loaded to run as stored and they know its architecture."""
-    runner = native(loaded.checkpoint) if loaded.stored else None
+def engine_of(loaded: Loaded, *, cache_dtype: str | None = None, **limits: Any) -> Engine:
+    """An engine for a decoder: on native kernels if it was loaded to run as stored and they know its architecture.
+
+    cache_dtype: of keys and values, see `Native`. Errors: one is named, and the model runs on its modules.
+    """
+    runner = native(loaded.checkpoint, cache=cache_dtype) if loaded.stored else None
+    if cache_dtype and not runner:
+        hint = "only native kernels can do that, for most decoders with --dtype stored"
+        raise CutawayError(f"{loaded.name} keeps keys and values as it computes them", "--cache-dtype", hint)
     return Engine(runner or cast(Decoder, loaded.model), loaded.tokenizer, **limits)
 
 

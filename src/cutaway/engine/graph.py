@@ -36,22 +36,23 @@ from cutaway.nn.positions import rotation, sinusoids
 
 PAGE = 32  # tokens of a page, as in kernels.cpp
 PIECE = 8192  # logits summed up together, as there
+KEPT = {"float16": 2 * PAGE, "int8": PAGE + 2}  # bytes of a page for each number of a head, see `Kept` in kernels.cpp
 ADAPTIVE = ("dynamic", "longrope")  # rotations that depend on how long the text becomes
 
 
 class Graph:
-    """The tape of one model. pages: how many the cache has. tokens, rows: the most of a step.
+    """The tape of one model. pages: how many the cache has. tokens, rows: the most of a step. cache: one of `KEPT`.
 
-    keys, values: per layer float16 [pages, G, E, 32] and [pages, G, 32, E].
+    keys, values: per layer uint8 [pages, G, bytes].
     """
 
     def __init__(
-        self, spec: Spec, source: Source, *, context: int, pages: int, tokens: int, rows: int, march: str = "native"
-    ) -> None:
-        self.spec, self.source, self.tape = spec, source, Tape(march)
-        sizes = [(pages, layer.attention.kv_heads, layer.attention.head_dim) for layer in spec.layers]  # type: ignore[union-attr]
-        self.keys = [untouched(p, g, e, PAGE, dtype=torch.float16) for p, g, e in sizes]
-        self.values = [untouched(p, g, PAGE, e, dtype=torch.float16) for p, g, e in sizes]
+        self, spec: Spec, source: Source, *, context: int, pages: int, tokens: int, rows: int, cache: str = "float16",
+        march: str = "native",
+    ) -> None:  # fmt: skip
+        self.spec, self.source, self.tape, self.coded = spec, source, Tape(march), int(cache == "int8")
+        sizes = [(pages, a.kv_heads, a.head_dim * KEPT[cache]) for a in (layer.attention for layer in spec.layers)]  # type: ignore[union-attr]
+        self.keys, self.values = ([untouched(*size, dtype=torch.uint8) for size in sizes] for _ in range(2))
         self._buffers(tokens, rows)
         self._embed(context)
         self.turns = self._turns(context)
@@ -135,7 +136,7 @@ class Graph:
             self.tape.add(Kind.LINEAR, in_=self.h, out=self.qkv.beginning_at(first), matrix=matrix, bias=some)
         cos, sin = self.turns.get(a.rope, (None, None))
         norms = [self._weight(f"{at}attention.{part}_norm", a.qk_norm)[0] if a.qk_norm else None for part in "qk"]
-        heads = {"heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim}
+        heads = {"heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim, "coded": self.coded}
         store = {"keys": self.keys[i], "values": self.values[i], "in_": self.qkv}
         self.tape.add(
             Kind.TURN, **heads, **store, turning=a.rotated if a.rope else 0, cos=cos, sin=sin,

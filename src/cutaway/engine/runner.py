@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cutaway.engine.cache import Paged, Pool, Spans
-from cutaway.engine.graph import ADAPTIVE, PAGE, Graph, refusal
+from cutaway.engine.cache import Paged, Pool, Spans, kept_of
+from cutaway.engine.graph import ADAPTIVE, KEPT, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
 from cutaway.engine.sampler import Logits
 from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
+from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.spec import Spec
 from cutaway.native.build import library
@@ -144,9 +145,14 @@ class Native:
 
     size = PAGE
 
-    def __init__(self, spec: Spec, source: Source, threads: int | None = None) -> None:
-        """threads: always so many; by default as many as are best, at most as many as PyTorch uses."""
-        self._spec, self.source, self.threads = spec, source, threads
+    def __init__(self, spec: Spec, source: Source, threads: int | None = None, cache: str | None = None) -> None:
+        """threads: always so many; by default as many as are best, at most as many as PyTorch uses.
+
+        cache: how keys and values are kept, "float16" or, so that nearly twice the tokens fit, "int8". Errors: neither.
+        """
+        if (cache := cache or "float16") not in KEPT:
+            raise CutawayError(f"a cache of {cache} is not known", "--cache-dtype", f"there are {', '.join(KEPT)}")
+        self._spec, self.source, self.threads, self.cache = spec, source, threads, cache
         self.pace = Pace(torch.get_num_threads())
 
     @property
@@ -155,11 +161,13 @@ class Native:
 
     @property
     def page_bytes(self) -> int:
-        return Pool.bytes_of_page(self.spec, torch.float16, self.size)
+        return KEPT[self.cache] * sum(heads * width for kept in kept_of(self.spec) for heads, width in kept)
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
-        self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
+        self.graph = Graph(
+            self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows, cache=self.cache
+        )
         self.scratch = torch.zeros(SCRATCH)
 
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
@@ -183,11 +191,11 @@ class Native:
         """See `Runner`: nothing is kept but pages."""
 
 
-def native(checkpoint: Checkpoint, threads: int | None = None) -> Native | None:
-    """The fast runner of a checkpoint; None where its architecture or this machine has none."""
+def native(checkpoint: Checkpoint, threads: int | None = None, cache: str | None = None) -> Native | None:
+    """The fast runner of a checkpoint; None where its architecture or this machine has none. Errors: of `Native`."""
     if refusal(checkpoint.spec) or library() is None:
         return None
-    return Native(checkpoint.spec, OfCheckpoint(checkpoint), threads)
+    return Native(checkpoint.spec, OfCheckpoint(checkpoint), threads, cache)
 
 
 def salt(spec: Spec, tenant: str, reach: int) -> bytes:

@@ -36,6 +36,9 @@ from cutaway.labs.attention.softmax_choice import softmax_choice
 from cutaway.labs.attention.sqrt_d import sqrt_d
 from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
 from cutaway.labs.attention.window_and_sinks import window_and_sinks
+from cutaway.labs.compress.block_scaling import block_scaling
+from cutaway.labs.compress.quantization_basics import quantization_basics
+from cutaway.labs.compress.weights_versus_activations import weights_versus_activations
 from cutaway.labs.decode.best_of_n import best_of_n
 from cutaway.labs.decode.fixed_labels import fixed_labels
 from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
@@ -50,6 +53,7 @@ from cutaway.labs.engine.continuous_batching import continuous_batching
 from cutaway.labs.engine.efficiency_economics import efficiency_economics
 from cutaway.labs.engine.hardware_choice import hardware_choice
 from cutaway.labs.engine.kv_cache import kv_cache
+from cutaway.labs.engine.kv_quantization import kv_quantization
 from cutaway.labs.engine.latency_metrics import latency_metrics
 from cutaway.labs.engine.low_bit_speed import low_bit_speed
 from cutaway.labs.engine.paged_cache import paged_cache
@@ -170,10 +174,14 @@ LABS: dict[str, Lab] = {
         shared_kv,
         mla,
         kv_cache,
+        kv_quantization,
         paged_cache,
         prefix_reuse,
         continuous_batching,
         low_bit_speed,
+        weights_versus_activations,
+        quantization_basics,
+        block_scaling,
         latency_metrics,
         roofline,
         hardware_choice,

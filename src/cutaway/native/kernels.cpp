@@ -51,7 +51,8 @@ struct Op {
   int32_t add;              // 1: add to what is there
   int32_t heads, kv_heads, head_dim, window;  // window 0: none
   int32_t turning, gated, layered, quantize;  // turning: coordinates of a head that turn. layered: LayerNorm
-  float eps, scale, softcap, unused;
+  float eps, scale, softcap;
+  int32_t coded;            // 1: pages hold codes of 8 bits, see `Kept`
   Rows* in;
   Rows* out;
   const Matrix* matrix;
@@ -59,7 +60,7 @@ struct Op {
   const float *q_norm, *k_norm;
   const float *cos, *sin;          // [positions, turning / 2]
   const float *sinks, *table;      // table: rows added to embeddings, by position
-  uint16_t *keys, *values;         // pages [P, G, E, 32] and [P, G, 32, E], float16
+  uint8_t *keys, *values;          // pages [P, G, E, 32] and [P, G, 32, E], see `Kept`
 };
 
 struct Batch {
@@ -328,8 +329,33 @@ static void turn_head(float* x, const Op& op, int64_t position) {  // pairs (j, 
   }
 }
 
+// What a page holds of one key/value head, 32 x E numbers: float16; or codes of 8 bits and then a float16 scale for
+// every 32 numbers of a token, [E / 32, 32 tokens]: 34 bytes instead of 64 for each number of a head.
+template <bool CODED> struct Kept {
+  static constexpr int BYTES = CODED ? PAGE + 2 : 2 * PAGE;  // per number of a head
+  const uint8_t* at;
+  F numbers(int i) const { return CODED ? load_codes((const int8_t*)at + i) : load_half((const uint16_t*)at + i); }  // i ... i + 15
+  const uint16_t* scales(int E, int e) const { return (const uint16_t*)(at + E * PAGE) + e / GROUP * PAGE; }
+};
+
+template <bool CODED> static void keep(const float* x, uint8_t* page, int64_t slot, int E, bool value) {  // a token's numbers
+  std::conditional_t<CODED, int8_t, uint16_t> row[1024], *numbers = (decltype(&row[0]))page;
+  if constexpr (CODED) {
+    uint16_t* scales = (uint16_t*)(page + E * PAGE);
+    float step, mass;
+    int32_t sum[2];
+    for (int e = 0; e < E; e += GROUP) {
+      quantize_group(x + e, row + e, &step, sum, &mass);
+      scales[e / GROUP * PAGE + slot] = to_half(step);
+    }
+  } else {
+    for (int e = 0; e < E; e += LANES) store_half(row + e, load(x + e));
+  }
+  for (int e = 0; e < E; e++) numbers[value ? slot * E + e : e * PAGE + slot] = row[e];
+}
+
 // Queries and keys are normalized and turned; keys and values go to the page that holds the token.
-static void turn(const Op& op, const Batch& b, Team& team) {
+template <bool CODED> static void turn(const Op& op, const Batch& b, Team& team) {
   int E = op.head_dim, heads = op.heads + 2 * op.kv_heads;
   team.share((int64_t)b.tokens * heads, 4, [&](int64_t item) {
     int64_t t = item / heads, head = item % heads;
@@ -340,14 +366,9 @@ static void turn(const Op& op, const Batch& b, Team& team) {
     if (!value && weight) normalize(x, E, op, weight, nullptr, op.layered, x, false);
     if (!value && op.turning) turn_head(x, op, position);
     if (query) return;
-    int64_t g = (head - op.heads) % op.kv_heads, slot = position % PAGE;
+    int64_t g = (head - op.heads) % op.kv_heads;
     int64_t page = b.tables[b.owner[t] * b.stride + position / PAGE] * (int64_t)op.kv_heads + g;
-    uint16_t lanes[LANES];
-    for (int e = 0; e < E; e += LANES) {
-      if (value) { store_half(op.values + (page * PAGE + slot) * E + e, load(x + e)); continue; }
-      store_half(lanes, load(x + e));
-      for (int i = 0; i < LANES; i++) op.keys[(page * E + e + i) * PAGE + slot] = lanes[i];
-    }
+    keep<CODED>(x, (value ? op.values : op.keys) + page * E * Kept<CODED>::BYTES, position % PAGE, E, value);
   });
 }
 
@@ -361,16 +382,18 @@ static const float NOTHING = -1e30f;
 // Queries of M rows over the keys of one page. Row m sees positions low[m] ... high[m], all rows together `from` ... `to`;
 // what lies beyond is not touched: an earlier sequence may have left anything there. Pages lie anywhere in memory, so
 // each is asked for before it is needed: the values while keys are read, the keys of the `next` page while values are.
-template <int M> static void page_of_keys(const Op& op, const float* const* query, const int64_t* low, const int64_t* high,
-                                          int64_t from, int64_t to, int64_t at, const uint16_t* keys, const uint16_t* values,
-                                          const uint16_t* next, Sum* sums) {
+template <int M, bool CODED>
+static void page_of_keys(const Op& op, const float* const* query, const int64_t* low, const int64_t* high, int64_t from, int64_t to,
+                         int64_t at, Kept<CODED> keys, Kept<CODED> values, const uint8_t* next, Sum* sums) {
   const int E = op.head_dim, begin = std::max<int64_t>(from - at, 0), end = std::min<int64_t>(to - at, PAGE);
   float weight[M][PAGE];
-  F score[M][2];
+  F score[M][2], scale[2];
   for (int m = 0; m < M; m++) score[m][0] = score[m][1] = all(0.0f);
   for (int e = 0; e < E; e++) {
-    F a = load_half(keys + e * PAGE), c = load_half(keys + e * PAGE + LANES);
-    __builtin_prefetch(values + e * PAGE);
+    F a = keys.numbers(e * PAGE), c = keys.numbers(e * PAGE + LANES);
+    if (CODED && e % GROUP == 0) scale[0] = load_half(keys.scales(E, e)), scale[1] = load_half(keys.scales(E, e) + LANES);
+    if (CODED) a = a * scale[0], c = c * scale[1];
+    __builtin_prefetch(values.at + e * values.BYTES);
     for (int m = 0; m < M; m++) {
       F q = all(query[m][e]);
       score[m][0] = fma(q, a, score[m][0]);
@@ -402,12 +425,16 @@ template <int M> static void page_of_keys(const Op& op, const float* const* quer
   }
   for (int e = 0; e < E; e += 2 * LANES) {
     F made[M][2];
-    for (int m = 0; m < M; m++) made[m][0] = load(sums[m].value + e), made[m][1] = load(sums[m].value + e + LANES);
+    float scaled[M][PAGE];  // weights times the scales of these values
+    for (int m = 0; m < M; m++) {
+      made[m][0] = load(sums[m].value + e), made[m][1] = load(sums[m].value + e + LANES);
+      for (int j = 0; j < PAGE && CODED; j += LANES) store(scaled[m] + j, load(weight[m] + j) * load_half(values.scales(E, e) + j));
+    }
     for (int j = begin; j < end; j++) {
-      __builtin_prefetch(next + (e + j) * PAGE);
-      F a = load_half(values + j * E + e), c = load_half(values + j * E + e + LANES);
+      __builtin_prefetch(next + (e + j) * values.BYTES);
+      F a = values.numbers(j * E + e), c = values.numbers(j * E + e + LANES);
       for (int m = 0; m < M; m++) {
-        F w = all(weight[m][j]);
+        F w = all((CODED ? scaled : weight)[m][j]);
         made[m][0] = fma(w, a, made[m][0]);
         made[m][1] = fma(w, c, made[m][1]);
       }
@@ -451,7 +478,8 @@ struct Plan {  // how the rows (token, head) of each sequence and key/value head
   }
 };
 
-template <int M> static void attend_rows(const Op& op, const Batch& b, int s, int g, int64_t row, int chunk, int chunks, int group) {
+template <int M, bool CODED>
+static void attend_rows(const Op& op, const Batch& b, int s, int g, int64_t row, int chunk, int chunks, int group) {
   const int E = op.head_dim;
   const float* query[M];
   int64_t low[M], high[M], token[M], from = INT64_MAX, to = 0;
@@ -470,13 +498,13 @@ template <int M> static void attend_rows(const Op& op, const Batch& b, int s, in
     part[m] = {NOTHING, 0.0f, value[M + m]};
     memset(value[m], 0, E * sizeof(float));
   }
-  auto page_of = [&](int64_t at) { return (b.tables[s * b.stride + at / PAGE] * (int64_t)op.kv_heads + g) * E * PAGE; };
+  auto page_of = [&](int64_t at) { return (b.tables[s * b.stride + at / PAGE] * (int64_t)op.kv_heads + g) * E * Kept<CODED>::BYTES; };
   int64_t first = chunks > 1 ? chunk : from / CHUNK, last = chunks > 1 ? chunk + 1 : (to + CHUNK - 1) / CHUNK;
   for (int64_t c = first; c < last; c++) {
     for (int m = 0; m < M; m++) part[m].most = NOTHING, part[m].mass = 0, memset(part[m].value, 0, E * sizeof(float));
     for (int64_t at = std::max(c * CHUNK, from / PAGE * PAGE); at < std::min((c + 1) * CHUNK, to); at += PAGE) {
       int64_t here = page_of(at), next = at + PAGE < to ? page_of(at + PAGE) : here;
-      page_of_keys<M>(op, query, low, high, from, to, at, op.keys + here, op.values + here, op.keys + next, part);
+      page_of_keys<M, CODED>(op, query, low, high, from, to, at, {op.keys + here}, {op.values + here}, op.keys + next, part);
     }
     for (int m = 0; m < M; m++)
       if (part[m].most > NOTHING) merge_into(whole[m], part[m], E);
@@ -489,7 +517,7 @@ template <int M> static void attend_rows(const Op& op, const Batch& b, int s, in
   }
 }
 
-static void attend(const Op& op, const Batch& b, Team& team) {
+template <bool CODED> static void attend(const Op& op, const Batch& b, Team& team) {
   Plan plan(op, b);
   std::vector<int64_t> tiles(b.sequences + 1);  // first item of each sequence, per key/value head and chunk
   for (int s = 0; s < b.sequences; s++)
@@ -500,11 +528,11 @@ static void attend(const Op& op, const Batch& b, Team& team) {
     int s = std::upper_bound(tiles.begin(), tiles.end(), at) - tiles.begin() - 1;
     int g = item % each / plan.chunks, chunk = item % plan.chunks;
     int64_t row = (at - tiles[s]) * plan.tile, end = std::min<int64_t>(row + plan.tile, (b.first[s + 1] - b.first[s]) * plan.group);
-    for (; row + 8 <= end; row += 8) attend_rows<8>(op, b, s, g, row, chunk, plan.chunks, plan.group);
-    for (; row + 6 <= end; row += 6) attend_rows<6>(op, b, s, g, row, chunk, plan.chunks, plan.group);
-    for (; row + 4 <= end; row += 4) attend_rows<4>(op, b, s, g, row, chunk, plan.chunks, plan.group);
-    for (; row + 3 <= end; row += 3) attend_rows<3>(op, b, s, g, row, chunk, plan.chunks, plan.group);
-    for (; row < end; row++) attend_rows<1>(op, b, s, g, row, chunk, plan.chunks, plan.group);
+    for (; row + 8 <= end; row += 8) attend_rows<8, CODED>(op, b, s, g, row, chunk, plan.chunks, plan.group);
+    for (; row + 6 <= end; row += 6) attend_rows<6, CODED>(op, b, s, g, row, chunk, plan.chunks, plan.group);
+    for (; row + 4 <= end; row += 4) attend_rows<4, CODED>(op, b, s, g, row, chunk, plan.chunks, plan.group);
+    for (; row + 3 <= end; row += 3) attend_rows<3, CODED>(op, b, s, g, row, chunk, plan.chunks, plan.group);
+    for (; row < end; row++) attend_rows<1, CODED>(op, b, s, g, row, chunk, plan.chunks, plan.group);
   });
 }
 
@@ -566,8 +594,8 @@ extern "C" void cutaway_run(const Op* ops, int count, const Batch* batch, int th
         case NORM: norm(op, *batch, team); break;
         case LINEAR: linear(op, rows, team); break;
         case FEED: feed(op, rows, team); break;
-        case TURN: turn(op, *batch, team); break;
-        case ATTEND: attend(op, *batch, team); break;
+        case TURN: op.coded ? turn<true>(op, *batch, team) : turn<false>(op, *batch, team); break;
+        case ATTEND: op.coded ? attend<true>(op, *batch, team) : attend<false>(op, *batch, team); break;
         case MERGE: merge(op, *batch, team); break;
         case WEIGH: weigh(op, rows, team); break;
       }

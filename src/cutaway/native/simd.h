@@ -46,6 +46,7 @@ static inline F load_brain(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
 }
 static inline void store_bytes(int8_t* p, I a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a.v)); }
+static inline F load_codes(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
 static inline U load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 static inline U low_halves(U a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 static inline U high_halves(U a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
@@ -104,6 +105,8 @@ static inline void store_bytes(int8_t* p, I x) {
   _mm256_storeu_si256((__m256i*)(wide + 8), x.b);
   for (int i = 0; i < 16; i++) p[i] = (int8_t)wide[i];
 }
+static inline __m256 codes(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
+static inline F load_codes(const int8_t* p) { return {codes(p), codes(p + 8)}; }
 static inline U load_bytes(const uint8_t* p) { return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))}; }
 static inline U low_halves(U x) { return BOTH(U, _mm256_and_si256, _mm256_set1_epi8(15)); }
 static inline __m256i high_half(__m256i x) { return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15)); }
@@ -165,6 +168,7 @@ static inline F load_half(const uint16_t* p) { EACH(F, half(p[i])); }
 static inline void store_half(uint16_t* p, F a) { for (int i = 0; i < 16; i++) p[i] = halved(a.v[i]); }
 static inline F load_brain(const uint16_t* p) { EACH(F, as_float((uint32_t)p[i] << 16)); }
 static inline void store_bytes(int8_t* p, I a) { for (int i = 0; i < 16; i++) p[i] = (int8_t)a.v[i]; }
+static inline F load_codes(const int8_t* p) { EACH(F, (float)p[i]); }
 static inline U load_bytes(const uint8_t* p) { U r; memcpy(r.v, p, 64); return r; }
 static inline U low_halves(U a) { for (auto& c : a.v) c &= 15; return a; }
 static inline U high_halves(U a) { for (auto& c : a.v) c >>= 4; return a; }
@@ -198,6 +202,12 @@ static inline float one_half(uint16_t bits) {
   float out[16];
   store(out, load_half(lanes));
   return out[0];
+}
+
+static inline uint16_t to_half(float x) {
+  uint16_t lanes[16];
+  store_half(lanes, all(x));
+  return lanes[0];
 }
 
 // e^x to about 2 units in the last place: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2 (Cody & Waite 1980).

@@ -105,7 +105,7 @@ class Op(Structure):
             "kind", "activation", "of_rows", "add", "heads", "kv_heads", "head_dim", "window", "turning", "gated",
             "layered", "quantize",
         )),
-        *((name, c_float) for name in ("eps", "scale", "softcap", "unused")),
+        *((name, c_float) for name in ("eps", "scale", "softcap")), ("coded", c_int32),
         ("in_", POINTER(Rows)), ("out", POINTER(Rows)), ("matrix", POINTER(Matrix)),
         *((name, c_void_p) for name in (
             "weight", "bias", "q_norm", "k_norm", "cos", "sin", "sinks", "table", "keys", "values"

@@ -55,14 +55,15 @@ Models = Mapping[str, Served]
 
 def serve_model(
     loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = "",
-    calls: str | None = None, speculate: bool = False,
+    calls: str | None = None, speculate: bool = False, cache_dtype: str | None = None,
 ) -> Served:  # fmt: skip
     """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits, `FORMATS` for calls.
 
-    speculate: guess what comes from the text so far; replies are the same.
+    speculate: guess what comes from the text so far; replies are the same. cache_dtype: see `engine_of`.
     """
     gate = Gate(max_waiting + 1)
     if loaded.spec.pooling:
         return Served(name or loaded.name, loaded, gate=gate)
-    engine = engine_of(loaded, context=context, running=running, drafter=PromptLookup() if speculate else None)
+    drafter = PromptLookup() if speculate else None
+    engine = engine_of(loaded, cache_dtype=cache_dtype, context=context, running=running, drafter=drafter)
     return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate, FORMATS[calls] if calls else None)

@@ -21,6 +21,7 @@ from kit.proofs import (
     formats,
     grouped,
     inside,
+    kept,
     labels,
     losses,
     models,
@@ -63,4 +64,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **pages.PROOFS,
     **labels.PROOFS,
     **compress.PROOFS,
+    **kept.PROOFS,
 }

@@ -194,11 +194,11 @@ def _verdict(spoiled: list[Spoiled], ways: list[Way]) -> Words:
         f"{w.name} {w.bits:.3f} bits, {w.db:.1f} dB" + ("" if w.lost is None else f", {w.lost:+.3f} nats") for w in ways
     )
     return both(
-        f"One outlier sets the scale of all who share it: {whole.without:.1f} dB become {whole.with_it:.1f}, and with "
-        f"blocks of 64 {small.with_it:.1f}. Scales cost bits, so they are quantized as well: {DOUBLED} takes "
+        f"One outlier sets the scale of all who share it: {whole.without:.1f} dB become {whole.with_it:.1f}, and "
+        f"with blocks of 64 {small.with_it:.1f}. Scales cost bits, so they are quantized as well: {DOUBLED} takes "
         f"{normal_float.bits(double=True):.3f} bits instead of {normal_float.bits(double=False)}. Bits a weight, "
-        f"signal to noise on normal numbers, and what a model loses whose matrices are rounded so: {said}. (The default model "
-        "comes as Q4_1, so its weights lie on that grid already.)",
+        f"signal to noise on normal numbers, and what a model loses whose matrices are rounded so: {said}. (The "
+        "default model comes as Q4_1, so its weights lie on that grid already.)",
         f"一个离群值决定所有共用者的缩放：{whole.without:.1f} 分贝变成 {whole.with_it:.1f}，每 64 个一块则为 "
         f"{small.with_it:.1f}。缩放也占位数，所以缩放本身也被量化：{normal_float.bits(double=True):.3f} 位而非 "
         f"{normal_float.bits(double=False)} 位。每权重位数、正态数上的信噪比、"

@@ -200,9 +200,9 @@ def _verdict(four: Quantized, found: Sequence[Shared], noise: dict[int, float], 
         f"Divide by a scale, round, keep the integer: {WORKED} become {four.codes_SE.flatten().int().tolist()} times "
         f"{float(four.scale_S1):.2f}. The error is at most half a step, and a bit more halves the step "
         f"({_gain(noise):.2f} dB). A matrix of the model in 8 bits, and what the loss gains with all of them so: "
-        f"{said}. With a scale per row {parameters / 1e6:.1f} million weights take {size[1]:,.0f} MB instead of {size[0]:,.0f} in "
-        f"float32; each token that is decoded fetches all of them, so it fetches {size[0] / size[1]:.2f} times fewer "
-        "bytes.",
+        f"{said}. With a scale per row {parameters / 1e6:.1f} million weights take {size[1]:,.0f} MB instead of "
+        f"{size[0]:,.0f} in float32; each token that is decoded fetches all of them, so it fetches "
+        f"{size[0] / size[1]:.2f} times fewer bytes.",
         f"除以缩放、取整、只存整数：{WORKED} 变成 {four.codes_SE.flatten().int().tolist()} 乘 "
         f"{float(four.scale_S1):.2f}。误差至多半步，多一位步长减半（{_gain(noise):.2f} 分贝）。8 位下模型的一个矩阵，"
         f"以及所有矩阵都这样时损失的增加：{said}。"

@@ -71,7 +71,7 @@ def weights_versus_activations(
     run: Run,
     *,
     model: Annotated[str, Knob("the model", "模型")] = MODEL,
-    length: Annotated[int, Knob("tokens of text read", "读入文本的词元数", quick=96, min=8, max=2048)] = 400,
+    length: Annotated[int, Knob("tokens of text read", "读入文本的词元数", quick=64, min=8, max=2048)] = 400,
 ) -> Finding:
     loaded = subject(model)
     decoding, tokens_T = decoder(loaded), reading(loaded, length)
@@ -79,7 +79,7 @@ def weights_versus_activations(
     lost = {name: of_weights(decoding, tokens_T, r) - base for name, r in run.each(list(WEIGHTS.items()), "weights")}
     lost |= {name: of_inputs(decoding, tokens_T, r) - base for name, r in run.each(list(ACTIVATIONS.items()), "inputs")}
     stream, inputs = streams(decoding, tokens_T), places(decoding, tokens_T)
-    spread = max(float(m.weight.abs().max() / m.weight.abs().median()) for _, m in linears(decoding))
+    spread = max(float(m.weight.detach().abs().max() / m.weight.detach().abs().median()) for _, m in linears(decoding))
     return Finding(
         table=_table(lost, stream, inputs),
         plot=_plot(stream),
@@ -169,8 +169,8 @@ def _checks(lost: dict[str, float], stream: list[Place], inputs: list[Place], sp
         ),
         check(
             lost[SPARED] < tensor and read.largest / read.median > 10 * spread,
-            f"sparing that token alone brings {tensor:+.3f} down to {lost[SPARED]:+.3f}; no matrix of weights spreads as "
-            f"far: {spread:,.0f} times its median against {read.largest / read.median:,.0f}",
+            f"sparing that token alone brings {tensor:+.3f} down to {lost[SPARED]:+.3f}; no matrix of weights "
+            f"spreads as far: {spread:,.0f} times its median against {read.largest / read.median:,.0f}",
             f"只放过这个词元，{tensor:+.3f} 降为 {lost[SPARED]:+.3f}；权重矩阵没有这么悬殊：至多为中位数的 "
             f"{spread:,.0f} 倍，激活为 {read.largest / read.median:,.0f} 倍",
         ),
@@ -181,13 +181,13 @@ def _verdict(lost: dict[str, float], stream: list[Place], inputs: list[Place], b
     said = "; ".join(f"{name} {value:+.4f}" for name, value in lost.items())
     top, read = _top(stream), _top(inputs)
     return both(
-        f"Because one number sets the scale of all that share it. What 8 bits cost, in nats over {base:.3f}: {said}. The "
-        f"first token carries {top.largest:,.0f} in channel {top.channel} of the residual stream (median "
-        f"{top.median:.2f}) and {read.largest:,.0f} at {read.name}, {read.largest / read.median:,.0f} times the median "
-        f"there; the widest matrix of weights has {spread:,.0f} times its median. A scale per token, or per group, keeps "
-        "the damage where the outlier is.",
+        f"Because one number sets the scale of all that share it. What 8 bits cost, in nats over {base:.3f}: {said}. "
+        f"The first token carries {top.largest:,.0f} in channel {top.channel} of the residual stream (median "
+        f"{top.median:.2f}) and {read.largest:,.0f} at {read.name}, {read.largest / read.median:,.0f} times the "
+        f"median there; the widest matrix of weights has {spread:,.0f} times its median. A scale per token, or per "
+        "group, keeps the damage where the outlier is.",
         f"因为一个数就决定了所有共用者的缩放。8 位的代价（相对 {base:.3f} 奈特）：{said}。第一个词元在残差流第 "
         f"{top.channel} 通道上是 {top.largest:,.0f}（中位数 {top.median:.2f}），在 {read.name} 读入 "
-        f"{read.largest:,.0f}，为那里中位数的 {read.largest / read.median:,.0f} 倍；权重最悬殊的矩阵也只有 {spread:,.0f} "
-        "倍。按词元或按组缩放，损害就留在离群值所在之处。",
+        f"{read.largest:,.0f}，为那里中位数的 {read.largest / read.median:,.0f} 倍；权重最悬殊的矩阵也只有 "
+        f"{spread:,.0f} 倍。按词元或按组缩放，损害就留在离群值所在之处。",
     )

@@ -246,7 +246,8 @@ def _verdict(paper: list[Priced], found: list[Priced], price: float, here: float
         f"{long.together:.0f} instead of {short.together:.0f} share the reading of the weights and each reads a longer "
         f"cache. {first.what} here, at {here:g} $ an hour, in a cache of {last.length:,} tokens: {said}. "
         f"A token of the longest takes {last.seconds / first.seconds:.1f} times as long as one of the shortest, for "
-        f"{read:.1f} times the bytes; its own last tokens, behind a longer cache, {last.rise:.2f} times as long as its first.",
+        f"{read:.1f} times the bytes; its own last tokens, behind a longer cache, {last.rise:.2f} times as long as its "
+        "first.",
         f"{LARGE} 在 {CARD} 上，每小时 {price:g} 美元：回答为 {short.length:,} 词元时百万词元 {short.dollars:.2f} "
         f"美元，{long.length:,} 时 {long.dollars:.2f} 美元：分摊权重读取的由 {short.together:.0f} 个减为 "
         f"{long.together:.0f} 个，每个读的缓存也更长。本机 {first.what}，每小时 "
