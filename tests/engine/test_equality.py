@@ -11,18 +11,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cutaway.engine.drafter import PromptLookup
+from cutaway.engine.draft_model import DraftModel
+from cutaway.engine.drafter import InTurn, PromptLookup
 from cutaway.engine.engine import Engine
 from cutaway.engine.matrices import OfModel
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Native
+from cutaway.engine.sequence import Sequence
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
 from engine.tiny import spec, tokenizer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 
-Told = list[tuple[int, float]]
+Answer = list[tuple[int, float]]
 REQUESTS = [  # prompt's length, settings
     (70, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)),
     (3, SamplingParams(seed=5, max_tokens=90, ignore_eos=True)),
@@ -51,15 +53,36 @@ def prompt(length: int) -> list[int]:
     return (torch.randint(0, 256, (23,), generator=torch.Generator().manual_seed(length)).tolist() * 9)[:length]
 
 
+class Looked(PromptLookup):
+    """Says what it finds, however often it is wrong."""
+
+    def worth(self, sequence: Sequence, company: int) -> int:
+        return self.most
+
+
+class Drafted(DraftModel):
+    """A model like the other but for some noise, that always guesses."""
+
+    def __init__(self, noise: float, most: int = 5, **limits: int) -> None:
+        made, generator = model(), torch.Generator().manual_seed(9)
+        for parameter in made.parameters():
+            with torch.no_grad():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+        super().__init__(Native(made.spec, OfModel(made), 1), most=most, **limits)
+
+    def worth(self, sequence: Sequence, company: int) -> int:
+        return self.most
+
+
 def engine(threads: int = 2, **limits: object) -> Engine:
     made = model()
     return Engine(Native(made.spec, OfModel(made), threads), tokenizer(), **limits)
 
 
-def answers(e: Engine, wanted: list[int]) -> list[Told]:
+def answers(e: Engine, wanted: list[int]) -> list[Answer]:
     """Of the requests with these numbers, computed together."""
     sequences = [e.add(prompt(REQUESTS[i][0]), REQUESTS[i][1]) for i in wanted]
-    told: dict[object, Told] = {s: [] for s in sequences}
+    told: dict[object, Answer] = {s: [] for s in sequences}
     while e.busy:
         for who, event in e.step():
             told[who].append((event.choice.token, event.choice.logprob))
@@ -67,7 +90,7 @@ def answers(e: Engine, wanted: list[int]) -> list[Told]:
     return [told[s] for s in sequences]
 
 
-def alone(i: int) -> Told:
+def alone(i: int) -> Answer:
     return answers(engine(), [i])[0]
 
 
@@ -80,7 +103,12 @@ def after_others() -> Engine:
 
 def crowded() -> Engine:
     """Room for the longest request and a little more: the others are preempted."""
-    return engine(cache=5 * engine().runner.page_bytes)
+    return engine(cache=5 * page())
+
+
+def page() -> int:
+    """Bytes."""
+    return engine().runner.page_bytes
 
 
 WAYS: dict[str, Callable[[], Engine]] = {
@@ -91,15 +119,19 @@ WAYS: dict[str, Callable[[], Engine]] = {
     "three threads": lambda: engine(threads=3),
     "from pages of those before": after_others,
     "preempted": crowded,
-    "speculated": lambda: engine(drafter=PromptLookup(shortest=1)),
-    "speculated, preempted and in pieces": lambda: engine(
-        drafter=PromptLookup(shortest=1), budget=9, cache=5 * engine().runner.page_bytes
+    "speculated": lambda: engine(drafter=Looked(shortest=1)),
+    "speculated, preempted and in pieces": lambda: engine(drafter=Looked(shortest=1), budget=9, cache=5 * page()),
+    "speculated by a model": lambda: engine(drafter=Drafted(0.02)),
+    "speculated by a model, preempted and in pieces, both short of pages": lambda: engine(
+        drafter=Drafted(0.02, budget=8, cache=4 * page()), budget=7, cache=5 * page()
     ),
+    "speculated by the text, then by a model": lambda: engine(drafter=InTurn(Looked(), Drafted(0.02))),
+    "speculated as far as it pays": lambda: engine(drafter=InTurn(PromptLookup(), DraftModel(engine().runner))),
 }
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[Told]:
+def expected() -> list[Answer]:
     return [alone(i) for i in range(len(REQUESTS))]
 
 
@@ -112,7 +144,7 @@ def test_answers_are_those_of_each_alone(way, expected):
         assert made.scheduler.pages.hits > hits, "no page was found, so nothing was tested"
     if "preempted" in way:
         assert made.scheduler.preemptions > preemptions, "nobody was preempted, so nothing was tested"
-    if "speculated" in way:
+    if "speculated" in way and "pays" not in way:
         assert made.stats.accepted.total() > 5, "no draft was right, so nothing was tested"
 
 

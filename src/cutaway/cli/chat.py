@@ -41,6 +41,10 @@ MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
+]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
@@ -67,6 +71,7 @@ def chat(
     max_tokens: MaxTokens = 512,
     context: Context = None,
     speculate: Speculate = False,
+    draft: Draft = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
@@ -91,7 +96,7 @@ def chat(
         top_logprobs=logprobs or 0,
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
-    talk = Talk(*_open(model, raw, dtype, device, context=context, speculate=speculate), settings, raw)
+    talk = Talk(*_open(model, raw, dtype, device, context=context, speculate=speculate, draft=draft), settings, raw)
     talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:
@@ -139,19 +144,19 @@ def describe(talk: Talk, event: Event) -> dict[str, Any]:
 
 
 def _open(
-    model: str, raw: bool, dtype: str, device: str, *, context: int | None, speculate: bool
+    model: str, raw: bool, dtype: str, device: str, *, context: int | None, speculate: bool, draft: str | None
 ) -> tuple[str, Engine]:  # fmt: skip
-    from cutaway.engine.drafter import PromptLookup
     from cutaway.engine.engine import engine_of
     from cutaway.weights.checkpoint import load
 
     with Console(stderr=True).status(f"loading {escape(Path(model).name)}"):
         loaded = load(model, dtype, device)
+        smaller = load(draft, dtype, device) if draft else None
     if loaded.spec.pooling:
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
     if not raw and loaded.tokenizer.chat_template is None:
         raise CutawayError(f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text")
-    return loaded.name, engine_of(loaded, context=context, drafter=PromptLookup() if speculate else None)
+    return loaded.name, engine_of(loaded, context=context, speculate=speculate, draft=smaller)
 
 
 def _object(text: str | None) -> dict[str, Any]:

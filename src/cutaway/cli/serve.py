@@ -36,6 +36,10 @@ Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, i
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
+]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
@@ -57,6 +61,7 @@ def serve(
     context: Context = None,
     running: Running = 16,
     speculate: Speculate = False,
+    draft: Draft = None,
     max_waiting: Waiting = 64,
     api_key: Key = None,
     allow_origin: Origins = None,
@@ -72,8 +77,14 @@ def serve(
     with listening(host, port) as taken, ExitStack() as stack:
         from cutaway.serve.app import Policy, create_app
 
-        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate}
+        settings: dict[str, Any] = {
+            "context": context,
+            "running": running,
+            "max_waiting": max_waiting,
+            "speculate": speculate,
+        }
         loaded = load_all(models, embeddings or [], dtype, device)
+        settings["draft"] = next(iter(load_all([draft] if draft else [], [], dtype, device).values()), None)
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-from cutaway.engine.drafter import PromptLookup
 from cutaway.engine.engine import engine_of
 from cutaway.engine.service import Gate, Service
 from cutaway.models.encoder import Encoder
@@ -55,14 +54,14 @@ Models = Mapping[str, Served]
 
 def serve_model(
     loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = "",
-    calls: str | None = None, speculate: bool = False,
+    calls: str | None = None, speculate: bool = False, draft: Loaded | None = None,
 ) -> Served:  # fmt: skip
     """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits, `FORMATS` for calls.
 
-    speculate: guess what comes from the text so far; replies are the same.
+    speculate, draft: guess what comes, see `engine_of`; replies are the same.
     """
     gate = Gate(max_waiting + 1)
     if loaded.spec.pooling:
         return Served(name or loaded.name, loaded, gate=gate)
-    engine = engine_of(loaded, context=context, running=running, drafter=PromptLookup() if speculate else None)
+    engine = engine_of(loaded, context=context, running=running, speculate=speculate, draft=draft)
     return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate, FORMATS[calls] if calls else None)
