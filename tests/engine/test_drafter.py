@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cutaway.engine.drafter import Drafter, PromptLookup, best_length
+from cutaway.engine.drafter import SPARE, Drafter, PromptLookup, best_length, checking
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
 from engine.tiny import tokenizer
@@ -38,32 +38,39 @@ class Silent(Drafter):
         return [[] for _ in asked]
 
 
-def worth(drafter: Drafter, length: int = 1, company: int = 1, of: Sequence | None = None) -> int:
-    """For a sequence of so many tokens."""
-    sequence = of or Sequence([0], SamplingParams(), tokenizer())
-    sequence.tokens = [0] * length
-    return drafter.worth(sequence, company)
+def fresh() -> Sequence:
+    return Sequence([0], SamplingParams(), tokenizer())
 
 
 def test_who_guesses_wrong_guesses_less_and_tries_again():
-    drafter, sequence = Silent(), Sequence([0], SamplingParams(), tokenizer())
-    before = worth(drafter, of=sequence)
-    assert 0 < before < drafter.most
+    drafter, sequence = Silent(), fresh()
+    assert 0 < drafter.worth(sequence, 1) < drafter.most
     for _ in range(20):
         drafter.learn(sequence, 4, 0)
-    assert worth(drafter, of=sequence) == 0
-    assert worth(drafter, 3 * drafter.again, of=sequence) == 1
-    assert worth(drafter) == 0, "who comes next begins with what is known of those before"
+    assert drafter.worth(sequence, 1) == 0
+    assert drafter.worth(fresh(), 1) == 0, "who comes next begins with what is known of those before"
     for _ in range(20):
         drafter.learn(sequence, 1, 1)
-    assert worth(drafter, of=sequence) == drafter.most
+    assert drafter.worth(sequence, 1) == drafter.most
     drafter.learn(sequence, 0, 0)
-    assert worth(drafter, of=sequence) == drafter.most
+    assert drafter.worth(sequence, 1) == drafter.most
+
+
+@pytest.mark.parametrize(("cost", "company"), [(0.0, 1), (0.5, 1), (0.5, 7)])
+def test_tries_take_a_small_share_of_the_time(cost, company):
+    drafter, sequences = Silent(), [fresh() for _ in range(company)]
+    drafter.cost, drafter.right, drafter.wrong = cost, 0, 100
+    asked = []
+    drafter.propose = lambda some: asked.extend(some) or [[] for _ in some]
+    for _ in range(700):
+        drafter.draft(sequences)
+    assert {most for _, most in asked} == {1}
+    assert len(asked) * (cost + checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
 
 
 def test_only_guesses_that_were_checked_teach():
     """Two right, one wrong; of the five behind it nothing is known."""
-    few, many, sequences = Silent(), Silent(), [Sequence([0], SamplingParams(), tokenizer()) for _ in range(2)]
+    few, many, sequences = Silent(), Silent(), [fresh() for _ in range(2)]
     few.learn(sequences[0], 3, 2)
     many.learn(sequences[1], 8, 2)
     assert [*sequences[0].trust.values()] == [*sequences[1].trust.values()]
@@ -74,7 +81,7 @@ def test_only_guesses_that_were_checked_teach():
 
 def test_the_more_company_the_fewer_guesses():
     """A step of one reads weights for whoever comes along; a full one has work for the processor already."""
-    found = [worth(Silent(), company=n) for n in (1, 2, 4, 8, 32)]
+    found = [Silent().worth(fresh(), n) for n in (1, 2, 4, 8, 32)]
     assert found == sorted(found, reverse=True)
     assert found[0] > 2 > found[-1]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from copy import copy
 
-from cutaway.engine.drafter import Asked, Drafter, extend
+from cutaway.engine.drafter import ROW, Asked, Drafter, extend
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.runner import Batch, Runner, ends_of, has_states, pages_for, salt
 from cutaway.engine.sequence import Sequence
@@ -23,8 +23,6 @@ class DraftModel(Drafter):
 
     Who finds no room in the pages gets no guesses.
     """
-
-    again = 64
 
     def __init__(self, runner: Runner, *, most: int = 8, budget: int = 512, cache: int = 1 << 28) -> None:
         super().__init__(most)
@@ -52,6 +50,11 @@ class DraftModel(Drafter):
             ends = {s: len(s.tokens) + len(s.drafts) for s in self._step(spans) if len(s.drafts) < most[s]}
             spans = [Span(shadow, end - 1, 1) for shadow, end in ends.items() if self._fits(shadow, end, [*most])]
         return [shadow.drafts for shadow in most]
+
+    def effort(self, sequence: Sequence) -> float:
+        """See `Drafter`: it reads what it has not read yet."""
+        read = self.shadows[sequence].computed if sequence in self.shadows else 0
+        return self.cost * (1 + ROW * (len(sequence.tokens) - read))
 
     def forget(self, sequence: Sequence) -> None:
         """See `Drafter`."""

@@ -20,20 +20,20 @@ from cutaway.engine.sequence import Sequence
 Asked = list[tuple[Sequence, int]]  # with how many guesses at most
 ROW = 0.2  # what a further token adds to a step of one
 WEIGHT = 0.2  # of the last guess that was checked, in a drafter's trust
+SPARE = 0.02  # share of the time for guesses that do not promise to pay: who was wrong may be right again
 
 
 class Drafter(ABC):
     """Proposes what may follow. How much of that is worth checking, it learns from what was right.
 
-    most: guesses of a step. cost: of making one, in steps. again: tokens after which it may try again where it is not
-    trusted. drafted, accepted: by place in the draft. right, wrong: guesses that were checked, all places together.
+    most: guesses of a step. cost: of making one, in steps. drafted, accepted: by place in the draft. right, wrong:
+    guesses that were checked, all places together. spared: time left for tries, in tokens.
     """
 
     cost = 0.0
-    again = 16
 
     def __init__(self, most: int = 8) -> None:
-        self.most = most
+        self.most, self.spared = most, 0.0
         self.drafted, self.accepted = Counter[int](), Counter[int]()
         self.right, self.wrong = 4, 1  # as if some had been, to begin with
 
@@ -43,15 +43,28 @@ class Drafter(ABC):
 
     def draft(self, sequences: list[Sequence]) -> None:
         """Give drafts to those that have none; once a step, after all have drawn."""
-        asked = [(s, most) for s in sequences if not s.drafts and (most := self.worth(s, len(sequences)))]
+        self.spared += SPARE * len(sequences)
+        asked = [(s, most) for s in sequences if not s.drafts and (most := self._most(s, len(sequences)))]
         for (sequence, most), drafts in zip(asked, self.propose(asked) if asked else [], strict=True):
             sequence.drafts, sequence.drafter = drafts[:most], self
 
     def worth(self, sequence: Sequence, company: int) -> int:
         """How many guesses one of so many sequences of a step is worth (as in Liu et al. 2024, arXiv:2406.14066)."""
         trust = sequence.trust.get(self, self.right / (self.right + self.wrong))
-        row = ROW * company / (1 - ROW + ROW * company)  # the more there are, the less of a step is shared
-        return best_length(trust, self.cost + row, self.most) or int(len(sequence.tokens) % self.again == 0)
+        return best_length(trust, self.cost + checking(company), self.most)
+
+    def effort(self, sequence: Sequence) -> float:
+        """Steps that the next guess for it takes to make."""
+        return self.cost
+
+    def _most(self, sequence: Sequence, company: int) -> int:
+        """What it is worth, else a try if it can be spared."""
+        if most := self.worth(sequence, company):
+            return most
+        if (price := self.effort(sequence) + checking(company)) > self.spared:
+            return 0
+        self.spared -= price
+        return 1
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """So many of a step's guesses were right; of those behind a wrong one nothing is known."""
@@ -70,6 +83,14 @@ class Drafter(ABC):
     def forget(self, sequence: Sequence) -> None:
         """It will not go on."""
         return
+
+
+def checking(company: int) -> float:
+    """What checking a guess takes, as a share of what one of so many sequences takes of a step of one token each.
+
+    The more there are, the less is left to share: reading weights is a smaller part of the step.
+    """
+    return ROW * company / (1 - ROW + ROW * company)
 
 
 def best_length(right: float, cost: float, most: int) -> int:
