@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from cutaway.engine.draft_model import DraftModel
 from cutaway.engine.drafter import ROW, Asked, Drafter, InTurn
-from cutaway.engine.engine import Engine
+from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Modules
 from cutaway.engine.sequence import Sequence
@@ -21,6 +22,7 @@ from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.nn.linear_attention import LinearSpec
 from engine.tiny import decoder, spec, tokenizer
+from serve.servers import loaded
 
 PROMPTS = [[(i * 37 + j * 11) % 256 for j in range(n)] for i, n in enumerate((70, 3, 33))]
 PARAMS = [SamplingParams(temperature=t, seed=7, max_tokens=36, ignore_eos=True) for t in (0, 0.8, 0)]
@@ -188,6 +190,9 @@ def test_who_cannot_guess_is_refused():
     other.spec = replace(other.spec, vocab=100)
     with pytest.raises(CutawayError, match="100 tokens"):
         engine(DraftModel(Modules(other)))
+    strange = loaded("strange", decoder(), SimpleNamespace(recipe=SimpleNamespace(vocab={"a": 0})))
+    with pytest.raises(CutawayError, match="strange has other tokens than plain"):
+        engine_of(loaded("plain", decoder(), tokenizer()), draft=strange)
     mixer = LinearSpec(heads=2, head_dim=16)
     layers = tuple(replace(layer, attention=mixer) for layer in spec().layers)
     with pytest.raises(CutawayError, match="states"):

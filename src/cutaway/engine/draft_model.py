@@ -34,8 +34,8 @@ class DraftModel(Drafter):
         own, theirs = self.runner.spec, runner.spec
         if own.vocab != theirs.vocab:
             raise CutawayError(f"knows {own.vocab} tokens, the model {theirs.vocab}", "draft model", "both must share")
-        if has_states(own) or own.encoder:
-            raise CutawayError("has states or an encoder", "draft model", "name a decoder with attention alone")
+        if has_states(own) or own.encoder or own.pooling:
+            raise CutawayError("has states or is an encoder", "draft model", "name a decoder with attention alone")
         self.context, self.budget = min(context, own.context), max(self.budget, running)
         pages = pages_for(self.runner, self.context, running, self.cache)
         self.runner.allocate(pages, self.context, self.budget, running)

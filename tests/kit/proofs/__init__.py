@@ -19,6 +19,7 @@ from kit.proofs import (
     experts,
     formats,
     grouped,
+    guessing,
     inside,
     losses,
     models,
@@ -58,5 +59,6 @@ PROOFS: dict[str, Callable[[], object]] = {
     **vectors.PROOFS,
     **packed.PROOFS,
     **grouped.PROOFS,
+    **guessing.PROOFS,
     **pages.PROOFS,
 }
