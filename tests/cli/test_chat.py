@@ -84,6 +84,14 @@ def test_json(cutaway):
     ]
 
 
+def test_guesses_change_nothing(cutaway):
+    """One that agrees, one that does not, and the text's own."""
+    asked = ("chat", "tiny", "-p", "hé", "--seed", "3", "--max-tokens", "30")
+    _, out, _ = cutaway(*asked)
+    for guessing in (["--draft-model", "tiny"], ["--draft-model", "base", "--speculate"]):
+        assert cutaway(*asked, *guessing)[:2] == (0, out)
+
+
 def test_plain_text_and_nothing_else(cutaway):
     asked = ("chat", "tiny", "--prompt", "hi", "--seed", "4", "--max-tokens", "9")
     status, out, _ = cutaway(*asked)
@@ -142,6 +150,7 @@ WRONG = [
     (("-p", "x", "--top-p", "1.5"), "top_p"),
     (("-p", "x", "--max-tokens", "0"), "max_tokens"),
     (("-p", "x", "--stop", ""), "stop"),
+    (("-p", "x", "--draft-model", "vectors"), "draft model"),
     (("-p", "x", "--chat-template-kwargs", "{"), "--chat-template-kwargs"),
     (("-p", "x", "--chat-template-kwargs", "[]"), "--chat-template-kwargs"),
     (("-p", "x", "--chat-template-kwargs", '{"thinking": 1}'), "enable_thinking"),

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cutaway.engine.drafter import AGAIN, MOST, PromptLookup, learn, worth
+from cutaway.engine.drafter import SPARE, Drafter, PromptLookup, best_length, checking
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
 from engine.tiny import tokenizer
@@ -28,19 +28,70 @@ def test_the_latest_place_of_the_longest_run(seed):
         tokens = [numbers.choice((0, 1, 256, 65536, 2**32)) for _ in range(numbers.randrange(1, 40))]
         longest = numbers.randrange(1, 5)
         drafter = PromptLookup(longest, numbers.randrange(1, longest + 1))
-        assert drafter.propose(tokens, 3) == found(tokens, drafter.longest, drafter.shortest, 3)
+        assert drafter.find(tokens, 3) == found(tokens, drafter.longest, drafter.shortest, 3)
+
+
+class Silent(Drafter):
+    """Has nothing to say."""
+
+    def propose(self, asked):
+        return [[] for _ in asked]
+
+
+def fresh() -> Sequence:
+    return Sequence([0], SamplingParams(), tokenizer())
 
 
 def test_who_guesses_wrong_guesses_less_and_tries_again():
-    sequence = Sequence([*range(AGAIN + 1)], SamplingParams(), tokenizer())
-    assert worth(sequence) == MOST
+    drafter, sequence = Silent(), fresh()
+    assert 0 < drafter.worth(sequence, 1) < drafter.most
     for _ in range(20):
-        learn(sequence, 4, 0)
-    assert worth(sequence) == 0
-    sequence.tokens = [0] * (3 * AGAIN)
-    assert worth(sequence) == 1
+        drafter.learn(sequence, 4, 0)
+    assert drafter.worth(sequence, 1) == 0
+    assert drafter.worth(fresh(), 1) == 0, "who comes next begins with what is known of those before"
     for _ in range(20):
-        learn(sequence, 1, 1)
-    assert worth(sequence) == MOST
-    learn(sequence, 0, 0)
-    assert worth(sequence) == MOST
+        drafter.learn(sequence, 1, 1)
+    assert drafter.worth(sequence, 1) == drafter.most
+    drafter.learn(sequence, 0, 0)
+    assert drafter.worth(sequence, 1) == drafter.most
+
+
+@pytest.mark.parametrize(("cost", "company"), [(0.0, 1), (0.5, 1), (0.5, 7)])
+def test_tries_take_a_small_share_of_the_time(cost, company):
+    drafter, sequences = Silent(), [fresh() for _ in range(company)]
+    drafter.cost, drafter.right, drafter.wrong = cost, 0, 100
+    asked = []
+    drafter.propose = lambda some: asked.extend(some) or [[] for _ in some]
+    for _ in range(700):
+        drafter.draft(sequences)
+    assert {most for _, most in asked} == {1}
+    assert len(asked) * (cost + checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
+
+
+def test_only_guesses_that_were_checked_teach():
+    """Two right, one wrong; of the five behind it nothing is known."""
+    few, many, sequences = Silent(), Silent(), [fresh() for _ in range(2)]
+    few.learn(sequences[0], 3, 2)
+    many.learn(sequences[1], 8, 2)
+    assert [*sequences[0].trust.values()] == [*sequences[1].trust.values()]
+    assert (few.right, few.wrong) == (many.right, many.wrong) == (6, 2)
+    assert many.drafted == dict.fromkeys(range(8), 1)
+    assert many.accepted == {0: 1, 1: 1}
+
+
+def test_the_more_company_the_fewer_guesses():
+    """A step of one reads weights for whoever comes along; a full one has work for the processor already."""
+    found = [Silent().worth(fresh(), n) for n in (1, 2, 4, 8, 32)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 2 > found[-1]
+
+
+@pytest.mark.parametrize("right", [0.0, 0.3, 0.6, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("cost", [0.05, 0.3, 1.0])
+def test_the_best_length_is_the_formula_s(right, cost):
+    def speed(g: int) -> float:
+        return (g + 1 if right == 1 else (1 - right ** (g + 1)) / (1 - right)) / (1 + cost * g)
+
+    best = best_length(right, cost, 12)
+    assert speed(best) == pytest.approx(max(map(speed, range(13))))
+    assert best == 0 or right > cost, "a guess that costs more than it brings"

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cutaway.engine.drafter import Drafter
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.serve.app import serve_model
@@ -100,11 +101,15 @@ def test_guesses_are_counted_by_place():
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     known = prompt + [e.choice.token for e in Engine(decoder(), tokenizer()).generate(prompt, params)]
 
-    class Seer:
+    class Seer(Drafter):
         """Right about two tokens, wrong about the third."""
 
-        def propose(self, tokens, most):
-            return [*known[len(tokens) :][:2], [*known, 0, 0, 0][len(tokens) + 2] ^ 1]
+        def worth(self, sequence, company):
+            return 3
+
+        def propose(self, asked):
+            places = [len(sequence.tokens) for sequence, _ in asked]
+            return [[*known[at:][:2], [*known, 0, 0, 0][at + 2] ^ 1] for at in places]
 
     served = serve_model(loaded("tiny", decoder(), tokenizer()))
     served.service.engine.drafter = Seer()

@@ -42,6 +42,10 @@ Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
 CacheDtype = Annotated[str | None, typer.Option(help="Of keys and values: float16, or int8, about half as large.")]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
+]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
@@ -69,6 +73,7 @@ def chat(
     context: Context = None,
     speculate: Speculate = False,
     cache_dtype: CacheDtype = None,
+    draft: Draft = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
@@ -93,8 +98,8 @@ def chat(
         top_logprobs=logprobs or 0,
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
-    limits = {"context": context, "cache_dtype": cache_dtype}
-    talk = Talk(*_open(model, raw, dtype, device, speculate=speculate, limits=limits), settings, raw)
+    limits = {"context": context, "cache_dtype": cache_dtype, "speculate": speculate, "draft": draft}
+    talk = Talk(*_open(model, raw, dtype, device, limits), settings, raw)
     talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:
@@ -141,20 +146,18 @@ def describe(talk: Talk, event: Event) -> dict[str, Any]:
     return chosen | {"alternatives": [entry(a.id, a.logprob) for a in best]}
 
 
-def _open(
-    model: str, raw: bool, dtype: str, device: str, *, speculate: bool, limits: dict[str, Any]
-) -> tuple[str, Engine]:  # fmt: skip
-    from cutaway.engine.drafter import PromptLookup
+def _open(model: str, raw: bool, dtype: str, device: str, limits: dict[str, Any]) -> tuple[str, Engine]:
     from cutaway.engine.engine import engine_of
     from cutaway.weights.checkpoint import load
 
     with Console(stderr=True).status(f"loading {escape(Path(model).name)}"):
         loaded = load(model, dtype, device)
+        draft = load(limits["draft"], dtype, device) if limits["draft"] else None
     if loaded.spec.pooling:
         raise CutawayError(f"{loaded.name} is an encoder, it cannot generate", "MODEL", "name a decoder")
     if not raw and loaded.tokenizer.chat_template is None:
         raise CutawayError(f"{loaded.name} is a base model without chat template", "MODEL", "--raw continues text")
-    return loaded.name, engine_of(loaded, drafter=PromptLookup() if speculate else None, **limits)
+    return loaded.name, engine_of(loaded, **limits | {"draft": draft})
 
 
 def _object(text: str | None) -> dict[str, Any]:

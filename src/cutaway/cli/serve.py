@@ -39,6 +39,10 @@ Speculate = Annotated[
 CacheDtype = Annotated[
     str | None, typer.Option(help="Of keys and values: float16, or int8, in which nearly twice as many tokens fit.")
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
+]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
 Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
@@ -61,6 +65,7 @@ def serve(
     running: Running = 16,
     speculate: Speculate = False,
     cache_dtype: CacheDtype = None,
+    draft: Draft = None,
     max_waiting: Waiting = 64,
     api_key: Key = None,
     allow_origin: Origins = None,
@@ -76,9 +81,10 @@ def serve(
     with listening(host, port) as taken, ExitStack() as stack:
         from cutaway.serve.app import Policy, create_app
 
-        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,
-                    "cache_dtype": cache_dtype}  # fmt: skip
         loaded = load_all(models, embeddings or [], dtype, device)
+        smaller = next(iter(load_all([draft] if draft else [], [], dtype, device).values()), None)
+        settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,
+                    "draft": smaller, "cache_dtype": cache_dtype}  # fmt: skip
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None

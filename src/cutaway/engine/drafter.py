@@ -1,40 +1,133 @@
 """Drafters: cheap guesses at the next tokens, which one step then checks all at once.
 
-Checking k guesses takes one step, about as long as computing one token, for reading the weights is what takes time. A
-guess is right if it is the very token that the sampler draws there, with noise that only seed and position decide; so
+Checking k guesses takes one step, not much longer than computing one token, for reading the weights is what takes time.
+A guess is right if it is the very token that the sampler draws there, with noise that only seed and position decide; so
 what comes out does not depend on the guesses, at any temperature.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
-from typing import Protocol
+from collections import Counter
 
+from cutaway.engine.runner import Runner
+from cutaway.engine.sampler import DeadEnd, Logits, sample
 from cutaway.engine.sequence import Sequence
 
-MOST = 8  # guesses of a step
-AGAIN = 16  # tokens after which one who guessed wrong may try again
-WEIGHT = 0.3  # of the last step, in a sequence's trust
+Asked = list[tuple[Sequence, int]]  # with how many guesses at most
+ROW = 0.2  # what a further token adds to a step of one
+WEIGHT = 0.2  # of the last guess that was checked, in a drafter's trust
+SPARE = 0.02  # share of the time for guesses that do not promise to pay: who was wrong may be right again
 
 
-class Drafter(Protocol):
-    """Proposes what may follow."""
+class Drafter(ABC):
+    """Proposes what may follow. How much of that is worth checking, it learns from what was right.
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
-        """At most so many guesses at the tokens after `tokens`, perhaps none."""
-        ...
+    most: guesses of a step. cost: of making one, in steps. drafted, accepted: by place in the draft. right, wrong:
+    guesses that were checked, all places together. spared: time left for tries, in tokens.
+    """
+
+    cost = 0.0
+
+    def __init__(self, most: int = 8) -> None:
+        self.most, self.spared = most, 0.0
+        self.drafted, self.accepted = Counter[int](), Counter[int]()
+        self.right, self.wrong = 4, 1  # as if some had been, to begin with
+
+    @abstractmethod
+    def propose(self, asked: Asked) -> list[list[int]]:
+        """For each at most so many guesses at the tokens after its own, perhaps none."""
+
+    def draft(self, sequences: list[Sequence]) -> None:
+        """Give drafts to those that have none; once a step, after all have drawn."""
+        self.spared += SPARE * len(sequences)
+        asked = [(s, most) for s in sequences if not s.drafts and (most := self._most(s, len(sequences)))]
+        for (sequence, most), drafts in zip(asked, self.propose(asked) if asked else [], strict=True):
+            sequence.drafts, sequence.drafter = drafts[:most], self
+
+    def worth(self, sequence: Sequence, company: int) -> int:
+        """How many guesses one of so many sequences of a step is worth (as in Liu et al. 2024, arXiv:2406.14066)."""
+        trust = sequence.trust.get(self, self.right / (self.right + self.wrong))
+        return best_length(trust, self.cost + checking(company), self.most)
+
+    def effort(self, sequence: Sequence) -> float:
+        """Steps that the next guess for it takes to make."""
+        return self.cost
+
+    def _most(self, sequence: Sequence, company: int) -> int:
+        """What it is worth, else a try if it can be spared."""
+        if most := self.worth(sequence, company):
+            return most
+        if (price := self.effort(sequence) + checking(company)) > self.spared:
+            return 0
+        self.spared -= price
+        return 1
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """So many of a step's guesses were right; of those behind a wrong one nothing is known."""
+        self.drafted.update(range(drafted))
+        self.accepted.update(range(accepted))
+        trust = sequence.trust.get(self, self.right / (self.right + self.wrong))
+        for right in [1] * accepted + [0] * (accepted < drafted):
+            trust += WEIGHT * (right - trust)
+        sequence.trust[self] = trust
+        self.right, self.wrong = self.right + accepted, self.wrong + (accepted < drafted)
+
+    def join(self, runner: Runner, context: int, running: int) -> None:
+        """Prepare to guess for so many sequences of the model that `runner` computes."""
+        return
+
+    def forget(self, sequence: Sequence) -> None:
+        """It will not go on."""
+        return
 
 
-class PromptLookup:
+def checking(company: int) -> float:
+    """What checking a guess takes, as a share of what one of so many sequences takes of a step of one token each.
+
+    The more there are, the less is left to share: reading weights is a smaller part of the step.
+    """
+    return ROW * company / (1 - ROW + ROW * company)
+
+
+def best_length(right: float, cost: float, most: int) -> int:
+    """How many guesses bring most tokens a second, if each is right with probability `right` and costs so many steps.
+
+    g guesses give 1 + a + ... + a^g tokens on average, for the time of 1 + cost·g steps (Leviathan et al. 2022,
+    arXiv:2211.17192).
+    """
+    return max(range(most + 1), key=lambda g: sum(right**i for i in range(g + 1)) / (1 + cost * g))
+
+
+def extend(sequence: Sequence, drafts: list[int], logits: Logits) -> bool:
+    """Append what the sampler would draw there, with the noise that it will have there; whether more may follow.
+
+    Where two models nearly agree, the same noise makes them draw the same token at any temperature.
+    """
+    reply = sequence.reply + drafts
+    try:
+        drafts.append(sample(logits, sequence.params, sequence.prompt, reply, ends=sequence.ends).token)
+    except (DeadEnd, FloatingPointError):
+        return False
+    return drafts[-1] not in sequence.ends
+
+
+class PromptLookup(Drafter):
     """What followed when the last tokens stood there before (Saxena 2023, "Prompt Lookup Decoding").
 
     longest, shortest: of the run of tokens to find.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        super().__init__()
         self.longest, self.shortest = longest, shortest
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def propose(self, asked: Asked) -> list[list[int]]:
+        """See `Drafter`."""
+        return [self.find(sequence.tokens, most) for sequence, most in asked]
+
+    def find(self, tokens: list[int], most: int) -> list[int]:
         """The latest earlier place where the longest run stands decides."""
         numbers = array("q", tokens)
         text, size = numbers.tobytes(), numbers.itemsize
@@ -49,13 +142,28 @@ class PromptLookup:
         return []
 
 
-def worth(sequence: Sequence) -> int:
-    """How many guesses a sequence's next step is worth: a wrong one costs time, so trust is what it earned lately."""
-    most = round(MOST * sequence.trust)
-    return most or int(len(sequence.tokens) % AGAIN == 0)
+class InTurn(Drafter):
+    """Several drafters: who has nothing to say leaves it to the next one."""
 
+    def __init__(self, *drafters: Drafter) -> None:
+        super().__init__()
+        self.drafters = drafters
 
-def learn(sequence: Sequence, drafted: int, accepted: int) -> None:
-    """So many of a step's guesses were right."""
-    if drafted:
-        sequence.trust += WEIGHT * (accepted / drafted - sequence.trust)
+    def propose(self, asked: Asked) -> list[list[int]]:
+        """Nothing of its own."""
+        return [[] for _ in asked]
+
+    def draft(self, sequences: list[Sequence]) -> None:
+        """See `Drafter`."""
+        for drafter in self.drafters:
+            drafter.draft(sequences)
+
+    def join(self, runner: Runner, context: int, running: int) -> None:
+        """See `Drafter`."""
+        for drafter in self.drafters:
+            drafter.join(runner, context, running)
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `Drafter`."""
+        for drafter in self.drafters:
+            drafter.forget(sequence)

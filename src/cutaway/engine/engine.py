@@ -13,14 +13,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
-from cutaway.engine.drafter import Drafter, learn, worth
+from cutaway.engine.draft_model import DraftModel
+from cutaway.engine.drafter import Drafter, InTurn, PromptLookup
+from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.runner import Batch, Modules, Runner, ends_of, native, salt
+from cutaway.engine.runner import Batch, Modules, Runner, ends_of, has_states, pages_for, runner_of, salt
 from cutaway.engine.sampler import Logits, sample
 from cutaway.engine.scheduler import Scheduler
 from cutaway.engine.sequence import Event, Sequence
@@ -84,12 +86,14 @@ class Engine:
         self.tokenizer, self.drafter = tokenizer, drafter
         spec, size = self.runner.spec, self.runner.size
         wanted, running = min(context or spec.context, spec.context), min(running, budget)
-        pages = max(1, min(running * (-(-wanted // size) + 1), cache // max(1, self.runner.page_bytes)))
+        pages = pages_for(self.runner, wanted, running, cache)
         self.context, self.limit = min(wanted, pages * size), running
         self.scheduler: Scheduler[Sequence] = Scheduler(
             Pages(pages, size), places=running, budget=budget, queue=sys.maxsize
         )
         self.runner.allocate(pages, self.context, budget, budget)
+        if drafter:
+            drafter.join(self.runner, self.context, running)
         self.stats, self.steps = Stats(), deque[Step](maxlen=256)
 
     def add(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
@@ -131,7 +135,7 @@ class Engine:
     def abort(self, sequence: Sequence) -> None:
         """Forget a sequence; its memory is free after the current step."""
         self.scheduler.cancel(sequence)
-        self.runner.forget(sequence)
+        self._forget(sequence)
 
     @property
     def busy(self) -> bool:
@@ -144,7 +148,7 @@ class Engine:
         spans = self.scheduler.plan(began)
         told: list[Told] = [(s, TimedOut("its deadline has passed")) for s in self.scheduler.late]
         for sequence in self.scheduler.late:
-            self.runner.forget(sequence)
+            self._forget(sequence)
         if not spans:
             return told
         rows, ran = _wanted(spans), time.monotonic()
@@ -154,6 +158,7 @@ class Engine:
             drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
             told += (brought := self._advance(span, [*islice(logits, len(some))]))
             noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
+        self._draft([*dict.fromkeys(sequence for sequence, _ in told if not sequence.finish)])
         self._note(began, ran, noted, sum(isinstance(event, Event) for _, event in told))
         return told
 
@@ -182,12 +187,11 @@ class Engine:
             if event.choice.token != draft or sequence.finish:
                 break
         accepted = max(0, len(events) - 1)
-        learn(sequence, len(sequence.drafts), accepted)
+        if sequence.drafter and sequence.drafts:
+            sequence.drafter.learn(sequence, len(sequence.drafts), accepted)
         self.scheduler.commit(span, accepted)
         if sequence.finish:
-            self.runner.forget(sequence)
-        elif events:
-            sequence.drafts = self._drafts(sequence)
+            self._forget(sequence)
         return [(sequence, event) for event in events]
 
     def _draw(self, sequence: Sequence, logits: Logits) -> Event:
@@ -199,10 +203,19 @@ class Engine:
         )  # fmt: skip
         return sequence.commit(choice, room=self.context - len(sequence.tokens) - 1)
 
-    def _drafts(self, sequence: Sequence) -> list[int]:
-        """What its constraint leaves no choice about, else what the drafter guesses."""
-        forced = sequence.constraint.forced() if sequence.constraint else []
-        return forced or (self.drafter.propose(sequence.tokens, worth(sequence)) if self.drafter else [])
+    def _draft(self, sequences: list[Sequence]) -> None:
+        """What their constraints leave no choice about, else what the drafter guesses."""
+        if has_states(self.runner.spec):
+            return
+        for sequence in sequences:
+            sequence.drafter, sequence.drafts = None, sequence.constraint.forced() if sequence.constraint else []
+        if self.drafter and sequences:
+            self.drafter.draft(sequences)
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.runner.forget(sequence)
+        if self.drafter:
+            self.drafter.forget(sequence)
 
     def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]], replied: int) -> None:
         pages, ended = self.scheduler.pages, time.monotonic()
@@ -217,16 +230,29 @@ class Engine:
         self.steps.append(Step(ended, (ran, ended - began), tuple(spans), waiting, room, replied))
 
 
-def engine_of(loaded: Loaded, *, cache_dtype: str | None = None, **limits: Any) -> Engine:
+def engine_of(
+    loaded: Loaded,
+    *,
+    speculate: bool = False,
+    draft: Loaded | None = None,
+    cache_dtype: str | None = None,
+    **limits: Any,
+) -> Engine:
     """An engine for a decoder: on native kernels if it was loaded to run as stored and they know its architecture.
 
-    cache_dtype: of keys and values, see `Native`. Errors: one is named, and the model runs on its modules.
+    speculate: guess tokens from the text so far, and with the model's blocks ahead where they run. draft: a smaller
+    model that guesses what these leave. cache_dtype: of keys and values, see `runner_of`. Errors: of `runner_of`; the
+    two models' vocabularies differ.
     """
-    runner = native(loaded.checkpoint, cache=cache_dtype) if loaded.stored else None
-    if cache_dtype and not runner:
-        hint = "only native kernels can do that, for most decoders with --dtype stored"
-        raise CutawayError(f"{loaded.name} keeps keys and values as it computes them", "--cache-dtype", hint)
-    return Engine(runner or cast(Decoder, loaded.model), loaded.tokenizer, **limits)
+    runner, drafters = runner_of(loaded, cache_dtype), list[Drafter]()
+    if speculate:
+        drafters += [PromptLookup(), *([LookAhead()] if isinstance(runner, Modules) and runner.spec.ahead else [])]
+    if draft:
+        if draft.tokenizer.recipe.vocab != loaded.tokenizer.recipe.vocab:
+            raise CutawayError(f"{draft.name} has other tokens than {loaded.name}", "draft model", "they must agree")
+        drafters.append(DraftModel(runner_of(draft)))
+    limits.setdefault("drafter", InTurn(*drafters) if drafters else None)
+    return Engine(runner, loaded.tokenizer, **limits)
 
 
 def _wanted(spans: Batch) -> list[list[int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.spec import Spec
 from cutaway.native.build import library
 from cutaway.native.tape import batch_of
-from cutaway.weights.checkpoint import Checkpoint
+from cutaway.weights.checkpoint import Checkpoint, Loaded
 
 Batch = list[Span[Sequence]]
 SCRATCH = 1 << 22  # float32 numbers, for attention over long texts
@@ -60,17 +61,22 @@ class Runner(Protocol):
 def tokens_of(span: Span[Sequence]) -> list[int]:
     """What a span computes: tokens that the sequence has, and then its drafts."""
     sequence, start, count = span
-    return (sequence.tokens[start : start + count] + sequence.drafts)[:count]
+    drafts = sequence.drafts[max(0, start - len(sequence.tokens)) :]
+    return (sequence.tokens[start : start + count] + drafts)[:count]
 
 
 class Modules:
-    """The model's own modules: every architecture, on any device, rounded as PyTorch does."""
+    """The model's own modules: every architecture, on any device, rounded as PyTorch does.
+
+    hear: told of each step's spans and their tokens' hidden states, hidden_TD.
+    """
 
     size = PAGE
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
         self.memories: dict[Sequence, Paged] = {}
+        self.hear: Callable[[Batch, Tensor], None] = lambda spans, hidden_TD: None
 
     @property
     def spec(self) -> Spec:
@@ -91,6 +97,7 @@ class Modules:
         positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
         context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
         hidden_TD = self.model(tokens_T, positions_T, context)
+        self.hear(spans, hidden_TD)
         return Logits.each(self.model.logits(hidden_TD[wanted]).float().cpu())
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
@@ -198,14 +205,36 @@ def native(checkpoint: Checkpoint, threads: int | None = None, cache: str | None
     return Native(checkpoint.spec, OfCheckpoint(checkpoint), threads, cache)
 
 
+def runner_of(loaded: Loaded, cache: str | None = None) -> Runner:
+    """The fast one if the model was loaded to run as stored and has one, else its modules.
+
+    cache: type of keys and values, see `Native`. Errors: one is named, and the model runs on its modules.
+    """
+    if runner := native(loaded.checkpoint, cache=cache) if loaded.stored else None:
+        return runner
+    if cache:
+        hint = "only native kernels can do that, for most decoders with --dtype stored"
+        raise CutawayError(f"{loaded.name} keeps keys and values as it computes them", "--cache-dtype", hint)
+    return Modules(cast(Decoder, loaded.model))
+
+
 def salt(spec: Spec, tenant: str, reach: int) -> bytes:
     """What cached keys and values depend on beside the tokens before them; nobody shares what must not be shared."""
-    mixers = [layer.attention for layer in spec.layers]
-    if spec.encoder or any(getattr(a, "state", ()) for a in mixers):  # a source, or states, which no page holds
+    if spec.encoder or has_states(spec):  # no page holds a source or states
         return os.urandom(16)
-    ropes = [rope for a in mixers if (rope := getattr(a, "rope", None))]
+    ropes = [rope for layer in spec.layers if (rope := getattr(layer.attention, "rope", None))]
     adapts = any(rope.scaling and rope.scaling.kind in ADAPTIVE for rope in ropes)
     return f"{reach if adapts else 0}:{tenant}".encode()
+
+
+def has_states(spec: Spec) -> bool:
+    """Whether layers go on from a state, which no wrong guess can be taken out of again."""
+    return any(getattr(layer.attention, "state", ()) for layer in spec.layers)
+
+
+def pages_for(runner: Runner, context: int, running: int, cache: int) -> int:
+    """Pages for so many sequences of so many tokens, at least one, if so many bytes hold them."""
+    return max(1, min(running * (-(-context // runner.size) + 1), cache // max(1, runner.page_bytes)))
 
 
 def ends_of(spans: Batch) -> list[int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cutaway.engine.constraints.constraint import Constraint
 from cutaway.engine.pages import Chain
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sampler import Choice
 from cutaway.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from cutaway.engine.drafter import Drafter
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,9 @@ class Sequence:
     """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the others
     might still become part of a stop string. trace: how many alternatives each choice describes. finish: as in
     `Event`, or "abort", "timeout", "error". source: what the encoder reads, in an encoder-decoder; the prompt is then
-    its start token. cached: tokens that were found in pages when it began. trust: share of guesses that were right
-    lately. began: when its first span was planned, on the monotonic clock. For the others see `Schedulable`.
+    its start token. cached: tokens that were found in pages when it began. began: when its first span was planned, on
+    the monotonic clock. drafter: who guessed `drafts`. trust: how probable it is that a drafter's next guess is right.
+    For the others see `Schedulable`.
     """
 
     prompt: list[int]
@@ -58,7 +63,8 @@ class Sequence:
     rank: tuple[float, int] = (0, 0)
     awaited: int = 0
     preempted: int = 0
-    trust: float = 1.0
+    drafter: Drafter | None = None
+    trust: dict[Drafter, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt + self.reply

@@ -37,6 +37,7 @@ from cutaway.labs.attention.sqrt_d import sqrt_d
 from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
 from cutaway.labs.attention.window_and_sinks import window_and_sinks
 from cutaway.labs.compress.block_scaling import block_scaling
+from cutaway.labs.compress.number_formats import number_formats
 from cutaway.labs.compress.quantization_basics import quantization_basics
 from cutaway.labs.compress.weights_versus_activations import weights_versus_activations
 from cutaway.labs.decode.best_of_n import best_of_n
@@ -179,9 +180,10 @@ LABS: dict[str, Lab] = {
         prefix_reuse,
         continuous_batching,
         low_bit_speed,
-        weights_versus_activations,
         quantization_basics,
+        number_formats,
         block_scaling,
+        weights_versus_activations,
         latency_metrics,
         roofline,
         hardware_choice,

@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
-from cutaway.engine.drafter import PromptLookup
 from cutaway.engine.engine import engine_of
 from cutaway.engine.service import Gate, Service
 from cutaway.models.encoder import Encoder
@@ -55,15 +54,14 @@ Models = Mapping[str, Served]
 
 def serve_model(
     loaded: Loaded, *, context: int | None = None, running: int = 16, max_waiting: int = 64, name: str = "",
-    calls: str | None = None, speculate: bool = False, cache_dtype: str | None = None,
+    calls: str | None = None, **how: Any,
 ) -> Served:  # fmt: skip
     """Start serving a model; `close` it in the end. See `Engine` and `Service` for the limits, `FORMATS` for calls.
 
-    speculate: guess what comes from the text so far; replies are the same. cache_dtype: see `engine_of`.
+    how: whether and how to guess what comes, how to keep keys and values: see `engine_of`.
     """
     gate = Gate(max_waiting + 1)
     if loaded.spec.pooling:
         return Served(name or loaded.name, loaded, gate=gate)
-    drafter = PromptLookup() if speculate else None
-    engine = engine_of(loaded, cache_dtype=cache_dtype, context=context, running=running, drafter=drafter)
+    engine = engine_of(loaded, context=context, running=running, **how)
     return Served(name or loaded.name, loaded, Service(engine, max_waiting), gate, FORMATS[calls] if calls else None)

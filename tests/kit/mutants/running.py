@@ -32,7 +32,7 @@ MUTANTS = mutants(
     ("engine: only the last draft's logits", "speculated llama",
         edit(STEP + "_wanted", "range(end - 1 - beyond, end)", "range(end - 1, end)")),
     ("engine: drafts computed in place of the last token", "speculated llama",
-        edit(RUNNER + "tokens_of", "sequence.tokens[start:start + count] + sequence.drafts", "sequence.drafts + sequence.tokens[start:start + count]")),
+        edit(RUNNER + "tokens_of", "sequence.tokens[start:start + count] + drafts", "drafts + sequence.tokens[start:start + count]")),
     ("cache: a page of another sequence", "replies llama",
         edit(CACHE + "Paged.open", "torch.tensor(table)", "torch.tensor(table) * 0")),
     ("cache: a page's tokens in reverse when read", "replies llama",

@@ -140,8 +140,8 @@ def floats() -> None:
 def twins() -> None:
     """A twin computes with rounded weights, or inputs, and the original does not notice."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    x, first, last = torch.randn(5, 4, dtype=torch.float64), model[0], model[2]
+    first, last = nn.Linear(4, 8), nn.Linear(8, 2)
+    model, x = nn.Sequential(first, nn.Tanh(), last).double(), torch.randn(5, 4, dtype=torch.float64)
     before = model(x)
 
     def coarse(numbers: Tensor) -> Tensor:

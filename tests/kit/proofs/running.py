@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cutaway.embed.sentences import encode_ids
+from cutaway.engine.drafter import Asked, Drafter
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
@@ -46,17 +47,23 @@ def replies(name: str) -> None:
         assert torch.allclose(torch.tensor(logprobs[sequence]).double(), expected_TV.max(-1).values, atol=1e-4)
 
 
-class Said:
+class Said(Drafter):
     """Drafts that are right, wrong from some place on, or too many, one after the other; the true ones are `reply`."""
 
     def __init__(self, prompt: list[int], reply: list[int]) -> None:
+        super().__init__()
         self.whole, self.asked = prompt + reply, 0
 
-    def propose(self, tokens: list[int], most: int) -> list[int]:
+    def worth(self, sequence: Sequence, company: int) -> int:
+        """Always five."""
+        return 5
+
+    def propose(self, asked: Asked) -> list[list[int]]:
         """Of five guesses the first few are right."""
         self.asked += 1
-        coming = self.whole[len(tokens) : len(tokens) + 5]
-        return [t if i != self.asked % 4 else t + 1 for i, t in enumerate(coming)]
+        (sequence, most), *_ = asked
+        coming = self.whole[len(sequence.tokens) :][:most]
+        return [[t if i != self.asked % 4 else t + 1 for i, t in enumerate(coming)]]
 
 
 def speculated(name: str) -> None:

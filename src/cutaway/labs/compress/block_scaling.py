@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor
 
 from cutaway.compress import normal_float
-from cutaway.compress.floats import FORMATS
 from cutaway.compress.simulated import Rounding
-from cutaway.compress.uniform import Sharing, decibels, shared, stored_bits
-from cutaway.labs.compress.rounding import loss, of_weights, uniform
+from cutaway.compress.uniform import Sharing, decibels, stored_bits
+from cutaway.labs.compress.rounding import floating, loss, of_file, of_weights, uniform
 from cutaway.labs.evidence import Axis, Cell, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
@@ -100,23 +98,11 @@ def spoil(name: str, per: Sharing, generator: torch.Generator) -> Spoiled:
     return Spoiled(name, *found)
 
 
-def e2m1(x: Tensor, group: int = 64) -> Tensor:
-    """Numbers in four bits of floating point, a scale for each group."""
-    form, x_SE = FORMATS["E2M1"], shared(x, group)
-    scale_S1 = x_SE.abs().amax(1, keepdim=True) / form.largest
-    return (form.round(x_SE / scale_S1.clamp(min=1e-30)) * scale_S1).view(x.shape).to(x.dtype)
-
-
-def of_file(type: str) -> Rounding:
-    """Numbers as a GGUF file stores them."""
-    return lambda x: blocks.dequantize(blocks.quantize(x, type), type, x.shape)
-
-
 FORMS: Mapping[str, tuple[float, Rounding]] = {
     "INT4, a scale per row": (stored_bits(4, NUMBERS, 32), uniform(4, "row")),
     INTEGER: (stored_bits(4, 64, 32), uniform(4, 64)),
     "INT4 with zero, blocks of 64": (stored_bits(4, 64, 32 + 4), uniform(4, 64, symmetric=False)),
-    "E2M1, blocks of 64": (stored_bits(4, 64, 32), e2m1),
+    "E2M1, blocks of 64": (stored_bits(4, 64, 32), floating("E2M1", 64)),
     PLAIN: (normal_float.bits(double=False), lambda x: normal_float.quantize(x, double=False).numbers),
     DOUBLED: (normal_float.bits(double=True), lambda x: normal_float.quantize(x).numbers),
     "Q4_0, blocks of 32": (blocks.named("Q4_0").bits, of_file("Q4_0")),

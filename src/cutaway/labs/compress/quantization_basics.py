@@ -67,7 +67,7 @@ def quantization_basics(
     four = quantize(torch.tensor(WORKED, dtype=torch.float64), 8)
     noise = {b: bit_noise(b, samples, run) for b in run.each(BITS, "bits")}
     loaded = subject(model)
-    weights, lost = decoder(loaded).block(layer).get_submodule("ffn.down").weight.detach(), None
+    weights, lost = decoder(loaded).block(layer).get_parameter("ffn.down.weight").detach(), None
     base = loss(decoder(loaded), reading(loaded, length)) if losses else 0.0
     found = []
     for way, symmetric in (("symmetric", True), ("zero-point", False)):

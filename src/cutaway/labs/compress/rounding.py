@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from cutaway.compress.floats import FORMATS
 from cutaway.compress.simulated import Rounding, with_inputs, with_weights
-from cutaway.compress.uniform import Sharing, quantize
+from cutaway.compress.uniform import Sharing, quantize, shared
 from cutaway.labs.subject import logits_of, loss_of
 from cutaway.models.decoder import Decoder
+from cutaway.weights import blocks
 
 
 @torch.inference_mode()
@@ -31,6 +31,23 @@ def of_inputs(model: Decoder, tokens_T: Tensor, rounding: Rounding) -> float:
     return loss(with_inputs(model, rounding), tokens_T)
 
 
-def uniform(bits: int, per: Sharing, *, symmetric: bool = True) -> Callable[[Tensor], Tensor]:
+def uniform(bits: int, per: Sharing, *, symmetric: bool = True) -> Rounding:
     """Numbers -> their nearest in a uniform quantizer."""
     return lambda x: quantize(x, bits, per, symmetric=symmetric).numbers
+
+
+def floating(name: str, per: Sharing | None = None) -> Rounding:
+    """Numbers -> their nearest in a float format, as they are; or those that share a scale up to its largest number."""
+    form = FORMATS[name]
+
+    def scaled(x: Tensor, per: Sharing) -> Tensor:
+        x_SE = shared(x, per)
+        scale_S1 = x_SE.abs().amax(1, keepdim=True).clamp(min=1e-30) / form.largest
+        return (form.round(x_SE / scale_S1) * scale_S1).view(x.shape)
+
+    return lambda x: (form.round(x) if per is None else scaled(x, per)).to(x.dtype)
+
+
+def of_file(type: str) -> Rounding:
+    """Numbers -> what a GGUF file stores of them in a format of `weights.blocks`."""
+    return lambda x: blocks.dequantize(blocks.quantize(x, type), type, x.shape)

@@ -1,0 +1,43 @@
+"""Mistakes in models that guess for another: what they keep, and where they are in the text."""
+
+# ruff: noqa: E501  (one mutant a row)
+
+from __future__ import annotations
+
+from kit.mutation import edit, mutants
+
+DRAFT, AHEAD = "cutaway.engine.draft_model:DraftModel.", "cutaway.engine.look_ahead:LookAhead."
+RUNNER, DRAFTER = "cutaway.engine.runner:", "cutaway.engine.drafter:"
+
+# fmt: off
+MUTANTS = mutants(
+    ("draft model: wrong guesses stay in the cache", "drafted llama",
+        edit(DRAFT + "_shadow", "drafted != token", "False")),
+    ("draft model: the last guess counts as computed", "drafted llama sampled",
+        edit(DRAFT + "_shadow", "shadow.drafts[:-1]", "shadow.drafts")),
+    ("draft model: guesses computed one place early", "drafted llama",
+        edit(DRAFT + "propose", "Span(shadow, end - 1, 1)", "Span(shadow, end - 2, 1)")),
+    ("draft model: a piece of the prompt is answered", "drafted llama",
+        edit(DRAFT + "_step", "span.start + span.count >= len(span.sequence.tokens)", "True")),
+    ("draft model: logits of another sequence", "drafted llama",
+        edit(DRAFT + "_step", "for _, row in ended", "for _, row in reversed(ended)")),
+    ("draft model: published pages hold guesses", "drafted llama",
+        edit(DRAFT + "_step", "min(start + count, len(shadow.tokens))", "start + count")),
+    ("runner: the first guess for every guess", "drafted llama",
+        edit(RUNNER + "tokens_of", "max(0, start - len(sequence.tokens))", "0")),
+    ("guesses: all are drawn for the same place", "drafted llama sampled",
+        edit(DRAFTER + "extend", "sequence.reply + drafts", "sequence.reply")),
+    ("look ahead: hidden state of the token after", "looked-ahead llama",
+        edit(AHEAD + "_known", "sequence.tokens[at + 1:at + 1 + len(hidden_ND)]", "sequence.tokens[at:at + len(hidden_ND)]")),
+    ("look ahead: hidden states of wrong guesses stay", "looked-ahead llama",
+        edit(AHEAD + "hear", "old_ND[:start - at]", "old_ND")),
+    ("look ahead: the first row for the last", "looked-ahead llama",
+        edit(AHEAD + "_compute", "torch.tensor(counts).cumsum(0) - 1", "torch.tensor(counts).cumsum(0) - torch.tensor(counts)")),
+    ("look ahead: positions one late", "looked-ahead llama",
+        edit(AHEAD + "propose", "len(s.tokens) + len(drafts[s]) - 2", "len(s.tokens) + len(drafts[s]) - 1")),
+    ("look ahead: the model's hidden state over again", "looked-ahead llama",
+        edit(AHEAD + "propose", "made_RD[torch.tensor(on)]", "ready_RD[torch.tensor(on)]")),
+    ("look ahead: what was read is read again", "looked-ahead llama",
+        edit(AHEAD + "_read", "(at + len(tokens), self.waiting[sequence][1][len(tokens):])", "(at + len(tokens), self.waiting[sequence][1])")),
+)
+# fmt: on
