@@ -10,6 +10,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cutaway.engine.cache import Paged, Pool, Spans, kept_of
 from cutaway.engine.graph import ADAPTIVE, KEPT, PAGE, Graph, refusal

@@ -248,7 +248,8 @@ def natively(model: Decoder, texts: list[Text]) -> float | None:
 
 def _native_loss(graph: Graph, text: Text, table: Tensor) -> float:
     count = len(text.tokens)
-    logits_TV = graph(batch_of(text.tokens, [(0, count)], table, range(count), torch.zeros(1)), torch.get_num_threads())
+    rows = graph(batch_of(text.tokens, [(0, count)], table, range(count), torch.zeros(1)), torch.get_num_threads())
+    logits_TV = torch.stack([row.values_V for row in rows])
     loss_T = F.cross_entropy(logits_TV[:-1], torch.tensor(text.tokens[1:]), reduction="none")
     return float(loss_T[text.own_T[1:]].mean())
 
