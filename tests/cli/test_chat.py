@@ -149,6 +149,7 @@ WRONG = [
     (("-p", "x", "--temperature", "-1"), "temperature"),
     (("-p", "x", "--top-p", "1.5"), "top_p"),
     (("-p", "x", "--max-tokens", "0"), "max_tokens"),
+    (("-p", "x", "--cache-dtype", "int8"), "--cache-dtype"),
     (("-p", "x", "--stop", ""), "stop"),
     (("-p", "x", "--draft-model", "vectors"), "draft model"),
     (("-p", "x", "--chat-template-kwargs", "{"), "--chat-template-kwargs"),

@@ -13,8 +13,9 @@ import numpy as np
 import openai
 import pytest
 
-from cutaway.cli.serve import listening
+from cutaway.cli.serve import listening, started
 from cutaway.embed.sentences import encode
+from cutaway.native.build import library
 from cutaway.weights.checkpoint import load
 
 COMMAND = [sys.executable, "-m", "cutaway", "serve"]
@@ -99,6 +100,13 @@ def test_sigterm_lets_what_is_short_end_and_cuts_what_is_long(server, client):
     rest = process.stdout.read()
     assert line.count("http://") == 1
     assert rest == "", "one line on stdout, no more"
+
+
+@pytest.mark.skipif(library() is None, reason="no native kernels")
+def test_a_cache_of_8_bits_is_what_it_says(smollm2_gguf):
+    with started(load(str(smollm2_gguf), "stored"), {"cache_dtype": "int8", "context": 64}) as served:
+        engine = served.service.engine
+        assert (engine.runner.cache, engine.runner.page_bytes) == ("int8", 30 * 2 * 3 * 64 * 34)
 
 
 def test_an_open_address_needs_a_key():

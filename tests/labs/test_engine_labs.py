@@ -192,10 +192,11 @@ def test_recent_tokens_stay_exact_and_closed_caches_as_they_are() -> None:
     k_TGK, v_TGK = torch.randn(2, 120, heads, wide, generator=made)
     for start in range(0, 120, 24):
         cache.put(1, start, k_TGK[start : start + 24], v_TGK[start : start + 24])
-    for got_GSK, given_TGK in zip(cache.get(1, 0, 120), (k_TGK, v_TGK), strict=True):
+    for got_GSK, given_TGK, along in zip(cache.get(1, 0, 120), (k_TGK, v_TGK), (CHANNEL, TOKEN), strict=True):
         same_S = (got_GSK == given_TGK.transpose(0, 1)).flatten(2).all(2).all(0)
         assert same_S[64:].all(), "of 120 tokens the last 40 are recent, and 64 ... 79 an unfinished group"
         assert not same_S[:64].any()
+        assert torch.equal(got_GSK[:, :64], kv_quantization.rounded(given_TGK.transpose(0, 1)[:, :64], 2, along))
     before, cache.closed = [kept.clone() for kept in cache.get(1, 0, 120)], True
     cache.put(1, 120, k_TGK[:60], v_TGK[:60])
     assert all(torch.equal(a, b) for a, b in zip(before, cache.get(1, 0, 120), strict=True))

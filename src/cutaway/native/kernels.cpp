@@ -415,13 +415,14 @@ static void page_of_keys(const Op& op, const float* const* query, const int64_t*
     store(weight[m] + LANES, exponential(c - all(most)));
     for (int j = 0; partly && j < PAGE; j++)
       if (at + j < low[m] || at + j > high[m]) weight[m][j] = 0.0f;
-    float lanes[LANES], fade;
-    store(lanes, exponential(all(sums[m].most - most)));
-    fade = lanes[0];
-    sums[m].most = most;
-    sums[m].mass = sums[m].mass * fade + total(load(weight[m]) + load(weight[m] + LANES));
-    if (fade != 1.0f)
-      for (int e = 0; e < E; e += LANES) store(sums[m].value + e, load(sums[m].value + e) * all(fade));
+    if (most != sums[m].most) {  // what was summed up before fades
+      float lanes[LANES];
+      store(lanes, exponential(all(sums[m].most - most)));
+      sums[m].most = most;
+      sums[m].mass *= lanes[0];
+      for (int e = 0; e < E; e += LANES) store(sums[m].value + e, load(sums[m].value + e) * all(lanes[0]));
+    }
+    sums[m].mass += total(load(weight[m]) + load(weight[m] + LANES));
   }
   for (int e = 0; e < E; e += 2 * LANES) {
     F made[M][2];

@@ -14,6 +14,8 @@ from cutaway.engine.runner import Native
 from cutaway.native.build import library
 from engine.test_equality import model, prompt
 from engine.tiny import tokenizer
+from labs.test_engine_labs import test_recent_tokens_stay_exact_and_closed_caches_as_they_are as recent
+from labs.test_engine_labs import test_rounding_is_as_fine_as_its_bits_and_knows_its_axis as rounding
 
 
 def pages() -> None:
@@ -37,4 +39,10 @@ def pages() -> None:
     assert all(torch.equal(store[free], store[table]) for store in stores)
 
 
-PROOFS = {"kept in 8 bits": pages}
+def levels() -> None:
+    """What the lab on caches of few bits rounds to."""
+    for bits in (2, 4, 8):
+        rounding(bits)
+
+
+PROOFS = {"kept in 8 bits": pages, "kept levels": levels, "kept recent": recent}

@@ -116,7 +116,7 @@ class Read(NamedTuple):
         "How far can the cache itself be quantized, and along which axis?",
         "KV 缓存本身能量化到几比特？沿哪个轴？",
     ),
-    seconds={"quick": 5, "full": 200},
+    seconds={"quick": 5, "full": 250},
 )
 def kv_quantization(
     run: Run,
