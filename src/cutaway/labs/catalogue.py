@@ -41,6 +41,7 @@ from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
 from cutaway.labs.decode.repetition import repetition
 from cutaway.labs.decode.restricted_vocabulary import restricted_vocabulary
 from cutaway.labs.decode.speculative_exactness import speculative_exactness
+from cutaway.labs.decode.speculative_speed import speculative_speed
 from cutaway.labs.decode.stopping import stopping
 from cutaway.labs.decode.valid_json import valid_json
 from cutaway.labs.engine.batch_drift import batch_drift
@@ -175,6 +176,7 @@ LABS: dict[str, Lab] = {
         valid_json,
         restricted_vocabulary,
         speculative_exactness,
+        speculative_speed,
         stopping,
         cross_entropy_lab,
         softmax_jacobian,
