@@ -38,6 +38,7 @@ from cutaway.labs.attention.why_kv_not_q import why_kv_not_q
 from cutaway.labs.attention.window_and_sinks import window_and_sinks
 from cutaway.labs.decode.best_of_n import best_of_n
 from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
+from cutaway.labs.decode.multi_token_prediction import multi_token_prediction
 from cutaway.labs.decode.repetition import repetition
 from cutaway.labs.decode.restricted_vocabulary import restricted_vocabulary
 from cutaway.labs.decode.speculative_exactness import speculative_exactness
@@ -177,6 +178,7 @@ LABS: dict[str, Lab] = {
         restricted_vocabulary,
         speculative_exactness,
         speculative_speed,
+        multi_token_prediction,
         stopping,
         cross_entropy_lab,
         softmax_jacobian,
