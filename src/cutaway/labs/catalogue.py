@@ -43,10 +43,12 @@ from cutaway.labs.compress.weights_versus_activations import weights_versus_acti
 from cutaway.labs.decode.best_of_n import best_of_n
 from cutaway.labs.decode.fixed_labels import fixed_labels
 from cutaway.labs.decode.greedy_and_beam import greedy_and_beam
+from cutaway.labs.decode.multi_token_prediction import multi_token_prediction
 from cutaway.labs.decode.repetition import repetition
 from cutaway.labs.decode.restricted_vocabulary import restricted_vocabulary
 from cutaway.labs.decode.settings_by_task import settings_by_task
 from cutaway.labs.decode.speculative_exactness import speculative_exactness
+from cutaway.labs.decode.speculative_speed import speculative_speed
 from cutaway.labs.decode.stopping import stopping
 from cutaway.labs.decode.valid_json import valid_json
 from cutaway.labs.engine.batch_drift import batch_drift
@@ -199,6 +201,8 @@ LABS: dict[str, Lab] = {
         restricted_vocabulary,
         fixed_labels,
         speculative_exactness,
+        speculative_speed,
+        multi_token_prediction,
         stopping,
         cross_entropy_lab,
         softmax_jacobian,
