@@ -41,6 +41,7 @@ MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
 ]
+Adapter = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter that PEFT saved.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
@@ -67,6 +68,7 @@ def chat(
     max_tokens: MaxTokens = 512,
     context: Context = None,
     speculate: Speculate = False,
+    adapter: Adapter = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
@@ -89,9 +91,12 @@ def chat(
         stop=tuple(utf8(s, "--stop") for s in stop or []),
         max_tokens=max_tokens,
         top_logprobs=logprobs or 0,
+        adapter="adapter" if adapter else "",
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
     talk = Talk(*_open(model, raw, dtype, device, context=context, speculate=speculate), settings, raw)
+    if adapter:
+        talk.engine.adapters.load("adapter", adapter)
     talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:

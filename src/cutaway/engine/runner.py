@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cutaway.engine.adapters import Changes, Fitted, Twin, changes
 from cutaway.engine.cache import Paged, Pool, Spans
 from cutaway.engine.graph import ADAPTIVE, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
@@ -18,8 +19,10 @@ from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
 from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.spec import Spec
+from cutaway.native.adapters import Adapted, adapt
 from cutaway.native.build import library
 from cutaway.native.tape import batch_of
+from cutaway.weights.adapters import Adapter
 from cutaway.weights.checkpoint import Checkpoint
 
 Batch = list[Span[Sequence]]
@@ -41,6 +44,10 @@ class Runner(Protocol):
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """Make room for so many pages, and for steps of at most so many tokens, the logits of `rows` of them wanted."""
+        ...
+
+    def fit(self, adapter: Adapter) -> Any:
+        """What `run` needs of an adapter, where a sequence has it as `adapter.made`. Any thread may ask."""
         ...
 
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
@@ -69,6 +76,7 @@ class Modules:
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
+        self.twin: Twin | None = None  # as soon as there is an adapter
         self.memories: dict[Sequence, Paged] = {}
 
     @property
@@ -83,13 +91,22 @@ class Modules:
         """See `Runner`."""
         self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
 
+    def fit(self, adapter: Adapter) -> Changes:
+        """See `Runner`."""
+        self.twin = self.twin or Twin(self.model)
+        return changes(adapter, self.model.dtype, self.model.device)
+
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
         device = self.model.device
+        rows, model = rows_of(spans), self.model
+        if rows and self.twin:
+            self.twin.rows = [(fitted.made, torch.tensor(some, device=device)) for fitted, some in rows.items()]
+            model = self.twin.model
         tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
         positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
         context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
-        hidden_TD = self.model(tokens_T, positions_T, context)
+        hidden_TD = model(tokens_T, positions_T, context)
         return self.model.logits(hidden_TD[wanted]).float().cpu()
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
@@ -162,6 +179,10 @@ class Native:
         self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
         self.scratch = torch.zeros(SCRATCH)
 
+    def fit(self, adapter: Adapter) -> Adapted:
+        """See `Runner`."""
+        return Adapted(self.graph.targets, changes(adapter, torch.float32))
+
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
         tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
@@ -169,6 +190,7 @@ class Native:
             row[: len(sequence.table)] = sequence.table
         ids = [token for span in spans for token in tokens_of(span)]
         batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
+        adapt(batch, [fitted.made if (fitted := span.sequence.adapter) else None for span in spans])
         threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
         logits_RV = self.graph(batch, threads)
         if not self.threads:
@@ -190,14 +212,23 @@ def native(checkpoint: Checkpoint, threads: int | None = None) -> Native | None:
     return Native(checkpoint.spec, OfCheckpoint(checkpoint), threads)
 
 
-def salt(spec: Spec, tenant: str, reach: int) -> bytes:
+def salt(spec: Spec, tenant: str, reach: int, adapter: Fitted | None = None) -> bytes:
     """What cached keys and values depend on beside the tokens before them; nobody shares what must not be shared."""
     mixers = [layer.attention for layer in spec.layers]
     if spec.encoder or any(getattr(a, "state", ()) for a in mixers):  # a source, or states, which no page holds
         return os.urandom(16)
     ropes = [rope for a in mixers if (rope := getattr(a, "rope", None))]
     adapts = any(rope.scaling and rope.scaling.kind in ADAPTIVE for rope in ropes)
-    return f"{reach if adapts else 0}:{tenant}".encode()
+    return (adapter.salt if adapter else b"") + f"{reach if adapts else 0}:{tenant}".encode()
+
+
+def rows_of(spans: Batch) -> dict[Fitted, list[int]]:
+    """Which rows of the batch have each adapter."""
+    rows: dict[Fitted, list[int]] = {}
+    for (sequence, _, count), end in zip(spans, ends_of(spans), strict=True):
+        if sequence.adapter:
+            rows.setdefault(sequence.adapter, []).extend(range(end - count, end))
+    return rows
 
 
 def ends_of(spans: Batch) -> list[int]:
