@@ -139,7 +139,16 @@ def answers(march: str) -> None:
     tape.run(batch_of([0] * count, [s[1:] for s in spans], tables, [0], torch.zeros(1)), threads)
 
 
-TRIALS = (products, feeds, answers)
+def adapters(march: str) -> None:
+    """Sequences with adapters of any ranks, and without, through a product and through hidden units."""
+    from native import adapters
+
+    counts = [random.randint(1, 19) for _ in range(random.randint(1, 4))]
+    ranks = [random.choice([0, 1, 7, 16, 33]) for _ in counts]
+    adapters.Case(counts, ranks, random.randint(1, 99)).made(march, random.randint(1, 3))
+
+
+TRIALS = (products, feeds, answers, adapters)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ On native kernels; `test_engine.py` and the proofs ask the same of the modules, 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Native
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
-from engine.tiny import spec, tokenizer
+from engine.tiny import adapter, spec, tokenizer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 
@@ -28,7 +31,11 @@ REQUESTS = [  # prompt's length, settings
     (3, SamplingParams(seed=5, max_tokens=90, ignore_eos=True)),
     (33, SamplingParams(seed=6, top_k=20, temperature=1.7, max_tokens=25, ignore_eos=True)),
     (64, SamplingParams(seed=7, top_p=0.8, repetition_penalty=1.3, max_tokens=20, ignore_eos=True)),
+    (70, SamplingParams(seed=8, max_tokens=15, ignore_eos=True, adapter="a")),
+    (70, SamplingParams(seed=8, max_tokens=15, ignore_eos=True, adapter="b")),
+    (33, SamplingParams(seed=9, max_tokens=12, ignore_eos=True, adapter="a")),
 ]
+RANKS = {"a": 5, "b": 33}  # of adapters
 
 
 def model() -> Decoder:
@@ -51,9 +58,19 @@ def prompt(length: int) -> list[int]:
     return (torch.randint(0, 256, (23,), generator=torch.Generator().manual_seed(length)).tolist() * 9)[:length]
 
 
+@cache
+def folders() -> dict[str, Path]:
+    """Where adapters for the model are."""
+    kept = Path(tempfile.mkdtemp())
+    return {name: adapter(kept / name, model().spec, rank, rank) for name, rank in RANKS.items()}
+
+
 def engine(threads: int = 2, **limits: object) -> Engine:
     made = model()
-    return Engine(Native(made.spec, OfModel(made), threads), tokenizer(), **limits)
+    ready = Engine(Native(made.spec, OfModel(made), threads), tokenizer(), **limits)
+    for name, folder in folders().items():
+        ready.adapters.load(name, folder)
+    return ready
 
 
 def answers(e: Engine, wanted: list[int]) -> list[Told]:

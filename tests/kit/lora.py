@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,13 +37,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "a": {"r": 5, "lora_alpha": 12, "target_modules": "all-linear"},
     "b": {
         "r": 18, "lora_alpha": 3, "use_rslora": True, "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 7},
-        "alpha_pattern": {"v_proj": 9, "c_proj": 8}, "layers_to_transform": [1],
+        "alpha_pattern": {"v_proj": 9, "c_proj": 8, "proj": 100}, "layers_to_transform": [1],
         "target_modules": [
             "q_proj", "v_proj", "down_proj", "up_proj", "qkv_proj", "gate_up_proj", "c_attn", "c_proj", "fc1",
         ],
     },
     "c": {"r": 2, "lora_alpha": 4, "target_modules": ["k_proj", "gate_proj", "o_proj", "out_proj", "c_fc", "fc2"]},
 }  # fmt: skip
+LATENT: dict[str, dict[str, Any]] = {
+    "latent": {"r": 3, "target_modules": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"]},
+    "folded": {"r": 3, "target_modules": ["kv_b_proj"]},
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,9 @@ def base(name: str) -> twins.Twin:
     with all_float64():
         torch.manual_seed(0)
         special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-        config = getattr(transformers, config_class)(**{**SHAPES[name], **special, **settings}, **twins.EAGER)
+        config = getattr(transformers, config_class)(
+            **{**SHAPES.get(name, twins.SHAPES.get(name)), **special, **settings}, **twins.EAGER
+        )
         reference = getattr(transformers, model_class)(config).eval()
         twins.make_loud(reference, gain=1.5)
     return twins.Twin(name, reference)
@@ -70,9 +77,9 @@ def base(name: str) -> twins.Twin:
 def adapter(name: str, kind: str) -> Adapted:
     """One of `KINDS` for a base."""
     kept = tempfile.mkdtemp(prefix="adapter-")
-    with all_float64():
-        wrapped = peft.get_peft_model(copy.deepcopy(base(name).reference), peft.LoraConfig(**KINDS[kind]))
-        loud(wrapped, seed=ord(kind))
+    with all_float64(), warnings.catch_warnings(action="ignore"):  # PEFT's, of patterns that match nothing
+        wrapped = peft.get_peft_model(copy.deepcopy(base(name).reference), peft.LoraConfig(**{**KINDS, **LATENT}[kind]))
+        loud(wrapped, seed=ord(kind[0]))
         wrapped.save_pretrained(kept)
         return Adapted(Path(kept), twins.Twin(name, wrapped.merge_and_unload().eval()))
 

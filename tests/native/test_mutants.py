@@ -14,6 +14,7 @@ from cutaway.native import build
 from cutaway.native.packing import pack_rows
 from cutaway.nn.attention import Question
 from cutaway.weights import blocks
+from native import adapters
 from native.attention import texts
 from native.tapes import PORTABLE, packed, product, quantized, raw
 
@@ -53,6 +54,11 @@ def answers() -> bool:
     return bool(((got - wanted).abs().max() / wanted.abs().max()) < 1e-5)
 
 
+def adapted() -> bool:
+    """Whether rows of three sequences, two with an adapter, are those of merged matrices, gated units among them."""
+    return all(off < 1e-5 for off in adapters.distances(PORTABLE))
+
+
 class Mutant(NamedTuple):
     """In which file, what becomes what, and who must notice."""
 
@@ -79,6 +85,23 @@ MUTANTS = {
     "what was before does not fade": Mutant(
         "kernels.cpp", "whole.mass * a + part.mass", "whole.mass + part.mass", answers
     ),
+    "an adapter's part is added after the activation": Mutant(
+        "kernels.cpp",
+        "activate(op.activation, made(sums, row, p))",
+        "adapted(op, b, row, unit * panels + p, activate(op.activation, sums[p * TILE]))",
+        adapted,
+    ),
+    "only the gate is adapted": Mutant(
+        "kernels.cpp", "hidden * made(sums, row, 2 + p)", "hidden * sums[(2 + p) * TILE]", adapted
+    ),
+    "all rows have the first sequence's adapter": Mutant(
+        "kernels.cpp", "update_of(op, b, b.owner[row])", "update_of(op, b, 0)", adapted
+    ),
+    "only the first row of a sequence is made narrow": Mutant(
+        "kernels.cpp", "b.first[s], b.first[s + 1], [&]", "b.first[s], b.first[s] + 1, [&]", adapted
+    ),
+    "joined matrices read the first one's ranks": Mutant("kernels.cpp", "+ share.first, *column", ", *column", adapted),
+    "the last rank is left out": Mutant("kernels.cpp", "r < share.rank", "r + 1 < share.rank", adapted),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -87,20 +87,25 @@ def changes(adapter: Adapter, dtype: torch.dtype, device: torch.device | str = "
 
 
 class Twin:
-    """A decoder with the weights of another, whose linear layers add to each row what its adapter changes.
-
-    rows: of the batch to come, for each adapter.
-    """
+    """A decoder with the weights of another, whose linear layers add to each row what its adapter changes."""
 
     def __init__(self, model: Decoder) -> None:
         self.model = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-        self.rows: list[tuple[Changes, Tensor]] = []
+        self._rows: list[tuple[Changes, Tensor]] = []  # of the batch at hand
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
                 module.register_forward_hook(partial(self._add, f"{name}.weight"))
 
+    def __call__(self, rows: Mapping[Fitted, list[int]], *given: Any) -> Tensor:
+        """What the decoder makes of a batch. rows: those of each adapter."""
+        self._rows = [(fitted.made, torch.tensor(some, device=self.model.device)) for fitted, some in rows.items()]
+        try:
+            return self.model(*given)
+        finally:
+            self._rows = []  # nothing keeps an adapter that is unloaded
+
     def _add(self, name: str, module: nn.Module, given: tuple[Tensor], y_TN: Tensor) -> Tensor:
-        for made, rows_M in self.rows:
+        for made, rows_M in self._rows:
             if name in made:
                 a_RK, b_NR = made[name]
                 y_TN = y_TN.index_add(0, rows_M, given[0][rows_M] @ a_RK.T @ b_NR.T)

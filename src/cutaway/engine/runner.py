@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -99,14 +100,11 @@ class Modules:
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
         device = self.model.device
-        rows, model = rows_of(spans), self.model
-        if rows and self.twin:
-            self.twin.rows = [(fitted.made, torch.tensor(some, device=device)) for fitted, some in rows.items()]
-            model = self.twin.model
         tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
         positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
         context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
-        hidden_TD = model(tokens_T, positions_T, context)
+        rows = rows_of(spans)
+        hidden_TD = (partial(self.twin, rows) if rows and self.twin else self.model)(tokens_T, positions_T, context)
         return self.model.logits(hidden_TD[wanted]).float().cpu()
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:

@@ -30,6 +30,7 @@ from cutaway.weights.checkpoint import read_json
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PART = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 FOREIGN = "it was made for another model"
+TORN = "configuration and matrices do not belong together"
 
 # Entries of the configuration that allow some values only. The other ways to begin change the model itself.
 ALLOWED: dict[str, tuple[Any, ...]] = {
@@ -42,7 +43,7 @@ OBEYED = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 SILENT = (
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "target_modules", "exclude_modules", "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
-    "megatron_core", "loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "megatron_core", "loftq_config", "eva_config", "qalora_group_size", "ensure_weight_tying",
 )  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def _scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> flo
     stated = _of(config, "r", "rank_pattern", module, where)
     alpha = _of(config, "lora_alpha", "alpha_pattern", module, where)
     if stated != rank:
-        raise CutawayError(f"says rank {stated} for {module!r}, its matrices have {rank}", where, safetensors.DAMAGED)
+        raise CutawayError(f"says rank {stated} for {module!r}, its matrices have {rank}", where, TORN)
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

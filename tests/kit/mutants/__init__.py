@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kit.mutants import (
+    adapters,
     attention_forms,
     budget,
     calls,
@@ -51,4 +52,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *denoising.MUTANTS,
     *pages.MUTANTS,
     *vectors.MUTANTS,
+    *adapters.MUTANTS,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit.proofs import (
+    adapters,
     ahead,
     attention_forms,
     budget,
@@ -59,4 +60,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **packed.PROOFS,
     **grouped.PROOFS,
     **pages.PROOFS,
+    **adapters.PROOFS,
 }
