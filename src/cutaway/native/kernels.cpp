@@ -256,7 +256,10 @@ static inline F adapted(const Op& op, const Batch& b, int64_t row, int64_t panel
   if (!update) return sum;
   const Update::Share& share = update->shares[panel];
   const float *shrunk = b.shrunk + row * b.shrunk_width + share.first, *column = update->b + (int64_t)share.at * LANES;
-  for (int r = 0; r < share.rank; r++) sum = fma(all(shrunk[r]), load(column + r * LANES), sum);
+  for (int r = 0; r < share.rank; r++) {
+    __builtin_prefetch(column + (r + share.rank) * LANES);  // of the next panel: each adapter lies somewhere else
+    sum = fma(all(shrunk[r]), load(column + r * LANES), sum);
+  }
   return sum;
 }
 

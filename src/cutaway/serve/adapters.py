@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from cutaway.errors import CutawayError
 from cutaway.serve.errors import ApiError
-from cutaway.serve.schemas import ANY, Body, Utf8
+from cutaway.serve.schemas import ANY, Body, Inert, Utf8
 from cutaway.serve.served import Models, Served, adapted
 
 router = APIRouter()
@@ -22,7 +23,7 @@ router = APIRouter()
 class LoadRequest(Body):
     """lora_path: below the folder of adapters. model: which to adapt, where several are served."""
 
-    inert = {"load_inplace": (False,), "is_3d_lora_weight": (False,)}
+    inert: ClassVar[Inert] = {"load_inplace": (False,), "is_3d_lora_weight": (False,)}
     lora_name: Utf8
     lora_path: Utf8
     model: str | None = None
@@ -31,7 +32,7 @@ class LoadRequest(Body):
 class UnloadRequest(Body):
     """lora_name: no request may ask for it any more; those that run with it end with it."""
 
-    inert = {"lora_int_id": ANY}
+    inert: ClassVar[Inert] = {"lora_int_id": ANY}
     lora_name: Utf8
 
 
