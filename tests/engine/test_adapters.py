@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from cutaway.engine.engine import Engine
+from cutaway.engine.matrices import OfCheckpoint
 from cutaway.engine.params import SamplingParams
+from cutaway.engine.runner import Native
 from cutaway.engine.search import Beams, beam_search
 from cutaway.errors import CutawayError, NotFound
 from cutaway.native.build import library
+from cutaway.weights.checkpoint import open_checkpoint
+from cutaway.weights.save import save_gguf
 from engine.tiny import adapter, decoder, spec, tokenizer
 from kit.proofs import adapters as proofs
+from kit.twins import Tokenizerless
 
 NATIVE = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 PROOFS = [pytest.param(n, marks=NATIVE if "native" in n else ()) for n in proofs.PROOFS if "reading" not in n]
@@ -54,6 +59,21 @@ def test_memory_of_native_adapters_is_free_in_the_end():
     assert kept() is None
 
 
+@NATIVE
+@pytest.mark.parametrize("kind", ["Q8_0", "BF16"])
+def test_weights_as_they_are_stored(kind, tmp_path):
+    """About as far from the merged model in float64 as the bare one is from itself; adapters change far more."""
+    save_gguf(proofs.lora.ours("llama"), Tokenizerless(), tmp_path / "tiny.gguf", kind)  # type: ignore[arg-type]
+    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
+    made = Engine(Native(checkpoint.spec, OfCheckpoint(checkpoint), 1), Tokenizerless())  # type: ignore[arg-type]
+    for name in proofs.lora.KINDS:
+        made.adapters.load(name, proofs.lora.adapter("llama", name).folder)
+    found = zip(proofs.logits(made, proofs.prompts(), proofs.MIX), proofs.prompts(), proofs.MIX, strict=True)
+    off = {name: proofs.off(got, proofs.merged("llama", name, tuple(ids))) for got, ids, name in found}
+    assert 1e-4 < off[""] < {"Q8_0": 0.05, "BF16": 0.001}[kind], off
+    assert all(off[name] < 4 * off[""] for name in proofs.lora.KINDS), off
+
+
 @pytest.fixture
 def engine(tmp_path) -> Engine:
     made = Engine(decoder(), tokenizer())
@@ -84,8 +104,20 @@ def test_requests_are_counted(engine):
     assert engine.adapters.asked == {"one": 2}
 
 
+def test_a_fork_that_waits_finds_the_pages_of_its_adapter():
+    made = proofs.engine("llama", False, running=1)
+    parent = made.add([*range(40)], SamplingParams(max_tokens=9, ignore_eos=True, adapter="a"))
+    made.step()
+    child = made.prepare(parent.prompt, SamplingParams(max_tokens=9), kept=parent.reply)
+    made.scheduler.fork(parent, child)
+    assert child in made.scheduler.waiting
+    made.abort(parent)
+    made.step()
+    assert child.cached == 32
+
+
 def test_a_search_keeps_the_adapter_it_began_with(engine, tmp_path):
-    """Its forks too, though another has the name by now, and where a fork has to wait for a place."""
+    """Its forks too, though nobody else finds it by now."""
     params, prompt = SamplingParams(max_tokens=6, ignore_eos=True, adapter="one"), [*range(40)]
     wanted = beam_search(engine, prompt, params, Beams(3))
     bare = beam_search(engine, prompt, SamplingParams(max_tokens=6, ignore_eos=True), Beams(3))
