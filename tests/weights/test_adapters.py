@@ -30,10 +30,10 @@ def test_updates_are_those_of_peft(name):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_floats(dtype, tmp_path):
-    wide = read_adapter(adapter(tmp_path, spec()), spec()).updates
+    wide = read_adapter(adapter(tmp_path, spec()), spec())
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
-    narrow = read_adapter(tmp_path, spec()).updates
+    narrow = read_adapter(tmp_path, spec())
     assert narrow.keys() == wide.keys()
     for name, update in wide.items():
         assert torch.equal(narrow[name].a_RK, update.a_RK.to(dtype))
@@ -42,10 +42,10 @@ def test_narrow_floats(dtype, tmp_path):
 
 def test_a_bare_base_model_was_adapted(tmp_path):
     """Names without the "model." of the class with a head."""
-    wanted = read_adapter(adapter(tmp_path, spec()), spec()).updates
+    wanted = read_adapter(adapter(tmp_path, spec()), spec())
     file = tmp_path / "adapter_model.safetensors"
     save_file({name.replace("model.model.", "model.", 1): t for name, t in load_file(file).items()}, file)
-    assert read_adapter(tmp_path, spec()).updates.keys() == wanted.keys()
+    assert read_adapter(tmp_path, spec()).keys() == wanted.keys()
 
 
 CONFIGS: dict[str, dict[str, Any]] = {

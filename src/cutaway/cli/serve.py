@@ -45,7 +45,10 @@ Drain = Annotated[float, typer.Option(help="Seconds that running requests have t
 Prompts = Annotated[bool, typer.Option("--log-prompts", help="Log what is asked, not only that and how long.")]
 Adapter = Annotated[
     list[str] | None,
-    typer.Option(help="A LoRA adapter that PEFT saved, asked for as a model. May be repeated.", metavar="NAME=FOLDER"),
+    typer.Option(
+        help="A LoRA adapter that PEFT saved, for the only decoder; clients name it as a model. May be repeated.",
+        metavar="NAME=FOLDER",
+    ),
 ]
 AdaptersFrom = Annotated[
     Path | None, typer.Option(help="Let clients have adapters loaded that lie below this folder.", metavar="FOLDER")

@@ -22,13 +22,12 @@ from cutaway.weights.adapters import Adapter, read_adapter
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A loaded adapter. made: what the runner made of it. source: its folder.
+    """A loaded adapter. made: what the runner made of it.
 
     salt: of pages that are computed with it; no other's, not even of one that had its name before.
     """
 
     name: str
-    source: Path
     made: Any
     salt: bytes = field(default_factory=lambda: os.urandom(16))
 
@@ -48,7 +47,7 @@ class Adapters:
     def load(self, name: str, source: Path) -> Fitted:
         """Read a folder. Errors: a name that is empty or taken; those of `read_adapter`."""
         self._check(name)
-        fitted = Fitted(name, source, self.fit(read_adapter(source, self.spec)))
+        fitted = Fitted(name, self.fit(read_adapter(source, self.spec)))
         if self.loaded.setdefault(name, fitted) is not fitted:
             self._check(name)
         return fitted
@@ -82,7 +81,7 @@ def changes(adapter: Adapter, dtype: torch.dtype, device: torch.device | str = "
     """By parameter a_RK and b_NR with the scale in it, copied, so that no file is needed any more."""
     return {
         name: (a_RK.to(device, dtype, copy=True), (b_NR.double() * scale).to(device, dtype))
-        for name, (a_RK, b_NR, scale) in adapter.updates.items()
+        for name, (a_RK, b_NR, scale) in adapter.items()
     }
 
 

@@ -88,8 +88,9 @@ def load(models: Models, name: str, source: Path, base: str | None = None) -> No
 
 
 def _decoder(models: Models, base: str | None) -> Served:
-    decoders = [s for s in models.values() if s.service is not None and base in (None, s.name)]
-    if len(decoders) != 1:
-        known = ", ".join(s.name for s in models.values() if s.service) or "none"
-        raise CutawayError(f"names {len(decoders)} of the decoders here", "model", f"there is {known}")
-    return decoders[0]
+    decoders = {s.name: s for s in models.values() if s.service is not None}
+    chosen = [*decoders.values()] if base is None else [decoders[base]] if base in decoders else []
+    if len(chosen) != 1:
+        what = "is required, several decoders are served" if chosen else "names no decoder here"
+        raise CutawayError(what, "model", f"there is {', '.join(decoders) or 'none'}")
+    return chosen[0]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +54,7 @@ class Update(NamedTuple):
     scale: float
 
 
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """updates: by the names of our parameters, all of them weights of linear layers."""
-
-    path: Path
-    updates: Mapping[str, Update]
+Adapter = Mapping[str, Update]  # by the names of our parameters, all of them weights of linear layers
 
 
 def read_adapter(path: Path, spec: Spec) -> Adapter:
@@ -91,7 +85,7 @@ def read_adapter(path: Path, spec: Spec) -> Adapter:
                 what = f"A {list(a_RK.shape)} and B {list(b_NR.shape)} of {module!r} do not fit {ours}"
                 raise CutawayError(f"{what}, which is {list(sizes[ours])}", str(path), FOREIGN)
             updates[ours] = Update(a_RK, part_NR, scale)
-    return Adapter(path, updates)
+    return updates
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:

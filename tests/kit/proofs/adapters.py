@@ -134,7 +134,7 @@ def _refused(ask: Callable[[], object]) -> str:
 def reading(name: str) -> None:
     """Every update is what PEFT adds when it merges, by the names of our parameters, and no other weight changes."""
     for kind in lora.KINDS:
-        updates = read_adapter(lora.adapter(name, kind).folder, lora.ours(name).spec).updates
+        updates = read_adapter(lora.adapter(name, kind).folder, lora.ours(name).spec)
         before, after = (dict(lora.ours(name, k, torch.float64).named_parameters()) for k in ("", kind))
         for ours, was in before.items():
             change = after[ours] - was
