@@ -159,7 +159,16 @@ def draws(march: str) -> None:
     assert draw(native, scores_V, low, 1.0, random.getrandbits(64)) >= 0
 
 
-TRIALS = (products, feeds, answers, draws)
+def adapters(march: str) -> None:
+    """Sequences with adapters of any ranks, and without, through a product and through hidden units."""
+    from native import adapters
+
+    counts = [random.randint(1, 19) for _ in range(random.randint(1, 4))]
+    ranks = [random.choice([0, 1, 7, 16, 33]) for _ in counts]
+    adapters.Case(counts, ranks, random.randint(1, 99)).made(march, random.randint(1, 3))
+
+
+TRIALS = (products, feeds, answers, adapters, draws)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.weights import checkpoint
-from engine.tiny import decoder, tokenizer, told
+from engine.tiny import adapter, decoder, tokenizer, told
 from serve.servers import encoder, loaded
 
 COMMAND = [sys.executable, "-m", "cutaway"]
@@ -105,6 +105,19 @@ def test_the_template_can_be_told_not_to_think(cutaway):
     prompt = tokenizer().chat([{"role": "user", "content": "hi"}]) + tokenizer().encode("<think>\n\n</think>\n\n")
     status, out, _ = cutaway(*asked, "--chat-template-kwargs", '{"enable_thinking": false}')
     assert (status, out) == (0, "".join(e.text for e in reply(prompt, temperature=0, max_tokens=9)) + "\n")
+
+
+def test_with_an_adapter(cutaway, tmp_path):
+    asked = ("chat", "tiny", "-p", "hi", "--temperature", "0", "--max-tokens", "9")
+    engine, prompt = Engine(decoder(), tokenizer()), tokenizer().chat([{"role": "user", "content": "hi"}])
+    engine.adapters.load("a", adapter(tmp_path, decoder().spec))
+    events = engine.generate(prompt, SamplingParams(temperature=0, max_tokens=9, adapter="a"))
+    status, out, _ = cutaway(*asked, "--adapter", str(tmp_path))
+    assert (status, out) == (0, "".join(e.text for e in events) + "\n")
+    assert out != cutaway(*asked)[1]
+    status, _, err = cutaway(*asked, "--adapter", str(tmp_path / "gone"))
+    assert status == 1
+    assert "adapter_config.json" in err
 
 
 def test_system_and_raw(cutaway):

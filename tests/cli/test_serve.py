@@ -13,17 +13,23 @@ import numpy as np
 import openai
 import pytest
 
-from cutaway.cli.serve import listening, started
+from cutaway.cli.serve import listening, load_adapters, started
 from cutaway.embed.sentences import encode
+from cutaway.errors import CutawayError
 from cutaway.native.build import library
-from cutaway.weights.checkpoint import load
+from cutaway.weights.checkpoint import load, open_checkpoint
+from engine.tiny import adapter
 
 COMMAND = [sys.executable, "-m", "cutaway", "serve"]
 
 
 @pytest.fixture(scope="module")
-def server(smollm2_gguf, minilm_dir):
+def server(smollm2_gguf, minilm_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    for name in ("given", "later"):
+        adapter(folder / name, open_checkpoint(smollm2_gguf).spec, rank=8)
     arguments = [str(smollm2_gguf), "--embeddings", str(minilm_dir), "--port", "0", "--context", "512", "--drain", "3"]
+    arguments += ["--adapter", f"given={folder / 'given'}", "--adapters-from", str(folder)]
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process, process.stdout.readline()
@@ -49,7 +55,7 @@ def test_it_says_where_it_answers(url):
 
 
 def test_the_real_model_chats(client):
-    decoder, encoder = (m.id for m in client.models.list())
+    decoder, _, encoder = (m.id for m in client.models.list())
     asked = {"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
     answer = client.chat.completions.create(model=decoder, **asked, logprobs=True, top_logprobs=2)
     text = answer.choices[0].message.content
@@ -73,10 +79,30 @@ def test_the_real_model_completes(client):
 
 def test_the_real_encoder_embeds(client, minilm_dir):
     texts = ["A cat sits on the mat.", "猫坐在垫子上。", "GPU prices fell."]
-    encoder = client.models.list().data[1].id
+    encoder = client.models.list().data[-1].id
     ours = np.array([d.embedding for d in client.embeddings.create(model=encoder, input=texts).data])
     model = load(str(minilm_dir))
     np.testing.assert_allclose(ours, encode(model.model, model.tokenizer, texts), atol=1e-5)
+
+
+def test_the_real_model_takes_adapters(client, url):
+    """Quantized weights, adapted on native kernels where there are any: the two say the same, the bare model not."""
+    named = {"lora_name": "later", "lora_path": "later"}
+    assert httpx.post(f"{url}/v1/load_lora_adapter", json=named, timeout=60).status_code == 200
+    decoder = client.models.list().data[0].id
+    asked = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 5}
+    bare, given, later = (
+        client.completions.create(model=m, **asked).choices[0].text for m in (decoder, "given", "later")
+    )
+    assert given == later != bare
+    assert httpx.post(f"{url}/v1/unload_lora_adapter", json={"lora_name": "later"}).status_code == 200
+
+
+def test_adapters_have_names():
+    with pytest.raises(CutawayError, match="'folder' is not NAME=FOLDER"):
+        load_adapters({}, ["folder"])
+    with pytest.raises(CutawayError, match="names no decoder here"):
+        load_adapters({}, ["name=folder"])
 
 
 def test_the_port_cannot_be_taken_twice(url):

@@ -6,9 +6,11 @@ modules, whose last bits depend on the batch.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from cutaway.engine.sequence import Sequence
 from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
-from engine.tiny import spec, tokenizer
+from engine.tiny import adapter, spec, tokenizer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 
@@ -33,7 +35,11 @@ REQUESTS = [  # prompt's length, settings
     (3, SamplingParams(seed=5, max_tokens=90, ignore_eos=True)),
     (33, SamplingParams(seed=6, top_k=20, temperature=1.7, max_tokens=25, ignore_eos=True)),
     (64, SamplingParams(seed=7, top_p=0.8, repetition_penalty=1.3, max_tokens=20, ignore_eos=True)),
+    (70, SamplingParams(seed=8, max_tokens=15, ignore_eos=True, adapter="a")),
+    (70, SamplingParams(seed=8, max_tokens=15, ignore_eos=True, adapter="b")),
+    (33, SamplingParams(seed=9, max_tokens=12, ignore_eos=True, adapter="a")),
 ]
+RANKS = {"a": 5, "b": 33}  # of adapters
 
 
 def model() -> Decoder:
@@ -77,11 +83,21 @@ class Drafted(DraftModel):
         return self.most
 
 
+@lru_cache
+def folders() -> dict[str, Path]:
+    """Where adapters for the model are."""
+    kept = Path(tempfile.mkdtemp())
+    return {name: adapter(kept / name, model().spec, rank, rank) for name, rank in RANKS.items()}
+
+
 def engine(cache: str, threads: int = 2, pages: int = 99, **limits: object) -> Engine:
     """cache: how keys and values are kept."""
     made = model()
     runner = Native(made.spec, OfModel(made), threads, cache)
-    return Engine(runner, tokenizer(), cache=pages * runner.page_bytes, **limits)
+    ready = Engine(runner, tokenizer(), cache=pages * runner.page_bytes, **limits)
+    for name, folder in folders().items():
+        ready.adapters.load(name, folder)
+    return ready
 
 
 def answers(e: Engine, wanted: list[int]) -> list[Answer]:

@@ -290,5 +290,5 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 
 def test_every_number_has_a_range():
-    free = {"seed", "stop", "ignore_eos", "tenant", "constraint", "logit_bias", "stop_token_ids"}
+    free = {"seed", "stop", "ignore_eos", "tenant", "constraint", "adapter", "logit_bias", "stop_token_ids"}
     assert {f.name for f in fields(SamplingParams)} - free == set(RANGES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
@@ -67,6 +68,29 @@ def decoder(context: int = 256, window: int | None = None, seed: int = 0) -> Dec
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 2 / fan_in**0.5)
     return model
+
+
+def adapter(folder: Path, spec: Spec, seed: int = 0, rank: int = 4, **config: Any) -> Path:
+    """A LoRA adapter for every linear layer of a Llama, loud, in files as PEFT writes them."""
+    generator, tensors = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+    for i, layer in enumerate(spec.layers):
+        heads, kept, wide = (
+            layer.attention.heads * layer.attention.head_dim,
+            layer.attention.kv_heads * layer.attention.head_dim,
+            layer.ffn.width,
+        )
+        outputs = {"self_attn.q": heads, "self_attn.k": kept, "self_attn.v": kept, "self_attn.o": spec.width,
+                   "mlp.gate": wide, "mlp.up": wide, "mlp.down": spec.width}  # fmt: skip
+        for module, n in outputs.items():
+            k = {"self_attn.o": heads, "mlp.down": wide}.get(module, spec.width)
+            at = f"base_model.model.model.layers.{i}.{module}_proj.lora"
+            tensors[f"{at}_A.weight"] = torch.randn(rank, k, generator=generator) / k**0.5
+            tensors[f"{at}_B.weight"] = torch.randn(n, rank, generator=generator) / 2
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    stated = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj"], **config}
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+    return folder
 
 
 class Told(nn.Module):

@@ -11,6 +11,7 @@ from cutaway.nn import feed_forward
 from cutaway.nn.attention import Question
 from cutaway.nn.norms import NormSpec, make_norm
 from cutaway.nn.positions import RopeSpec, Rotation, rotate, rotation
+from native import adapters
 from native.attention import codes_of, empty, opened, place, texts
 from native.tapes import AVX2, PORTABLE, TYPES, flat, has_avx2, integers, packed, play, product, quantized, rows
 
@@ -91,6 +92,31 @@ def test_processors_agree_on_products(type, other):
     if other == AVX2:
         assert torch.equal(here, there)
     close(there, here)
+
+
+# ---- adapters
+
+
+def test_adapters(other):
+    """Two products of joined matrices, three sequences with adapters of several ranks or none, on every processor."""
+    assert max(adapters.distances("native")) < 2e-6
+    case = adapters.Case([3, 9, 1, 20], [5, 0, 17, 40])
+    here = case.made()
+    assert max(adapters.distances(other)) < 2e-6
+    for got, there, threaded in zip(here, case.made(other), case.made(threads=3), strict=True):
+        assert torch.equal(got, threaded)
+        assert other != AVX2 or torch.equal(got, there)
+
+
+def test_adapters_of_others_change_nothing():
+    """Each sequence alone has the same bits; and who has none, those of a tape that knows no adapters."""
+    case = adapters.Case([3, 9, 1, 20], [5, 0, 17, 40])
+    for alone in range(4):
+        for whole, single in zip(case.made(), case.made(only=alone), strict=True):
+            assert torch.equal(whole.split(case.counts)[alone], single)
+    bare = adapters.Case([3, 9, 1, 20], [0, 0, 0, 0])
+    for with_others, without in zip(case.made(), bare.made(), strict=True):
+        assert torch.equal(with_others.split(case.counts)[1], without.split(case.counts)[1])
 
 
 # ---- norms, feed-forward, rotation

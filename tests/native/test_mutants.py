@@ -18,6 +18,7 @@ from cutaway.native.sampling import draw, kernels, reach
 from cutaway.native.tape import Kind, batch_of
 from cutaway.nn.attention import Question
 from cutaway.weights import blocks
+from native import adapters
 from native.attention import codes_of, empty, opened, place, texts
 from native.tapes import PORTABLE, packed, play, product, quantized, raw, rows
 
@@ -92,6 +93,11 @@ def kept() -> bool:
     return all(same)
 
 
+def adapted() -> bool:
+    """Whether rows of three sequences, two with an adapter, are those of merged matrices, gated units among them."""
+    return all(off < 1e-5 for off in adapters.distances(PORTABLE))
+
+
 class Mutant(NamedTuple):
     """In which file, what becomes what, and who must notice."""
 
@@ -111,7 +117,7 @@ MUTANTS = {
     "the second half's sum is the first's": Mutant(
         "kernels.cpp", "sum[1] = total(qb)", "sum[1] = total(qa)", products("Q5_0")
     ),
-    "a single last row is left out": Mutant("kernels.cpp", "if (row < count) tile", "if (0) tile", products("Q8_0")),
+    "a single last row is left out": Mutant("kernels.cpp", "if (row < end) tile", "if (0) tile", products("Q8_0")),
     "a window sees one token more": Mutant("kernels.cpp", "- op.window + 1", "- op.window", answers),
     "every head has the first one's sink": Mutant("kernels.cpp", "op.sinks[head]", "op.sinks[0]", answers),
     "slots of nobody are read": Mutant("kernels.cpp", "j = begin; j < end", "j = 0; j < PAGE", answers),
@@ -132,6 +138,23 @@ MUTANTS = {
         "kernels.cpp", "load_half(keys.scales(E, e) + LANES)", "load_half(keys.scales(E, e))", coded_answers
     ),
     "values without their scales": Mutant("kernels.cpp", "(CODED ? scaled : weight)", "weight", coded_answers),
+    "an adapter's part is added after the activation": Mutant(
+        "kernels.cpp",
+        "activate(op.activation, made(sums, row, p))",
+        "adapted(op, b, row, unit * panels + p, activate(op.activation, sums[p * TILE]))",
+        adapted,
+    ),
+    "only the gate is adapted": Mutant(
+        "kernels.cpp", "hidden * made(sums, row, 2 + p)", "hidden * sums[(2 + p) * TILE]", adapted
+    ),
+    "all rows have the first sequence's adapter": Mutant(
+        "kernels.cpp", "update_of(op, b, b.owner[row])", "update_of(op, b, 0)", adapted
+    ),
+    "only the first row of a sequence is made narrow": Mutant(
+        "kernels.cpp", "b.first[s], b.first[s + 1], [&]", "b.first[s], b.first[s] + 1, [&]", adapted
+    ),
+    "joined matrices read the first one's ranks": Mutant("kernels.cpp", "+ share.first, *column", ", *column", adapted),
+    "the last rank is left out": Mutant("kernels.cpp", "r < share.rank", "r + 1 < share.rank", adapted),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -43,6 +43,9 @@ class Teller:
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """Nothing is kept."""
 
+    def fit(self, adapter: Any) -> None:
+        """It says what it says."""
+
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         at = [s.start + i + 1 - len(s.sequence.prompt) for s in spans for i in range(s.count)]
         told = torch.tensor([self.script[min(at[row], len(self.script) - 1)] for row in wanted], dtype=torch.long)

@@ -46,6 +46,7 @@ Draft = Annotated[
     str | None,
     typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
 ]
+Adapter = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter that PEFT saved.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
 Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
 Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
@@ -74,6 +75,7 @@ def chat(
     speculate: Speculate = False,
     cache_dtype: CacheDtype = None,
     draft: Draft = None,
+    adapter: Adapter = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
 ) -> None:
@@ -96,10 +98,13 @@ def chat(
         stop=tuple(utf8(s, "--stop") for s in stop or []),
         max_tokens=max_tokens,
         top_logprobs=logprobs or 0,
+        adapter="adapter" if adapter else "",
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
     limits = {"context": context, "cache_dtype": cache_dtype, "speculate": speculate, "draft": draft}
     talk = Talk(*_open(model, raw, dtype, device, limits), settings, raw)
+    if adapter:
+        talk.engine.adapters.load("adapter", adapter)
     talk.variables = talk.engine.tokenizer.chat_variables(_object(variables))
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:

@@ -50,6 +50,16 @@ Origins = Annotated[list[str] | None, typer.Option(help='A web origin that may u
 Hosts = Annotated[list[str] | None, typer.Option(help="A further name the server is called by.")]
 Drain = Annotated[float, typer.Option(help="Seconds that running requests have to end after SIGTERM.", min=0)]
 Prompts = Annotated[bool, typer.Option("--log-prompts", help="Log what is asked, not only that and how long.")]
+Adapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A LoRA adapter that PEFT saved, for the only decoder; clients name it as a model. May be repeated.",
+        metavar="NAME=FOLDER",
+    ),
+]
+AdaptersFrom = Annotated[
+    Path | None, typer.Option(help="Let clients have adapters loaded that lie below this folder.", metavar="FOLDER")
+]
 Open = Annotated[bool, typer.Option("--no-api-key", help="Listen beyond this machine without a key.")]
 
 
@@ -73,6 +83,8 @@ def serve(
     no_api_key: Open = False,
     drain: Drain = 30,
     log_prompts: Prompts = False,
+    adapter: Adapter = None,
+    adapters_from: AdaptersFrom = None,
 ) -> None:
     """Serve models over HTTP, and the studio. Example: cutaway serve smollm2-135m-instruct --port 8000"""
     if host not in LOOPBACK and not api_key and not no_api_key:
@@ -86,9 +98,10 @@ def serve(
         settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,
                     "draft": smaller, "cache_dtype": cache_dtype}  # fmt: skip
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
+        load_adapters(served, adapter or [])
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None
-        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])), log_prompts)
+        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])), log_prompts, adapters_from)
         mount_studio(app, served)
         log_requests()
         app.state.lifecycle.proven()
@@ -131,6 +144,17 @@ def load_all(sources: list[str], encoders: list[str], dtype: str, device: str) -
             raise CutawayError(f"two models are called {loaded.name!r}", source, "name each once")
         models[loaded.name] = loaded
     return models
+
+
+def load_adapters(served: Models, given: list[str]) -> None:
+    """Adapters as NAME=FOLDER. Errors: another form; those of `load`."""
+    from cutaway.serve.adapters import load
+
+    for each in given:
+        name, equals, folder = each.partition("=")
+        if not equals:
+            raise CutawayError(f"{each!r} is not NAME=FOLDER", "--adapter")
+        load(served, name, Path(folder))
 
 
 @contextmanager

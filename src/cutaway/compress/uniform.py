@@ -3,9 +3,10 @@
     symmetric    scale = max |x| / (2^(b-1) - 1)        code = round(x / scale)            one code is left unused
     zero-point   scale = (max - min) / (2^b - 1)        code = round(x / scale + zero)     zero = round(-min / scale)
 
-and back: x ~ scale * (code - zero). x is multiplied by 1 / scale, as kernels do. The range of a zero-point quantizer includes 0, so that 0 stays exactly 0 (Jacob et
-al. 2017, arXiv:1712.05877). Halves are rounded to the even code. Numbers share a scale by tensor, by row, or by group
-of neighbors in a row; other formats of this room share them the same way.
+and back: x ~ scale * (code - zero). x is multiplied by 1 / scale, as kernels do. The range of a zero-point quantizer
+includes 0, so that 0 stays exactly 0 (Jacob et al. 2017, arXiv:1712.05877). Halves are rounded to the even code.
+Numbers share a scale by tensor, by row, or by group of neighbors in a row; other formats of this room share them the
+same way.
 
 Legend: S scales, E numbers that share one.
 """

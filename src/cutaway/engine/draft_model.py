@@ -67,6 +67,7 @@ class DraftModel(Drafter):
         if sequence not in self.shadows:
             shadow = self.shadows[sequence] = copy(sequence)  # whose tokens, prompt and reply are the same lists
             shadow.chain = Chain(salt(self.runner.spec, sequence.tenant, sequence.limit))
+            shadow.adapter = None  # made for the other model
             shadow.table, shadow.drafts = self.pages.match(sequence.tokens, shadow.chain), []
             shadow.computed = shadow.cached = len(shadow.table) * self.pages.size
         shadow = self.shadows[sequence]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cutaway.engine.adapters import Adapters
 from cutaway.engine.draft_model import DraftModel
 from cutaway.engine.drafter import Drafter, InTurn, PromptLookup
 from cutaway.engine.look_ahead import LookAhead
@@ -94,6 +95,7 @@ class Engine:
         self.runner.allocate(pages, self.context, budget, budget)
         if drafter:
             drafter.join(self.runner, self.context, running)
+        self.adapters = Adapters(spec, self.runner.fit)
         self.stats, self.steps = Stats(), deque[Step](maxlen=256)
 
     def add(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Sequence:
@@ -103,7 +105,7 @@ class Engine:
         return sequence
 
     def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()) -> Sequence:
-        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`.
+        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`; an unknown adapter.
 
         An encoder-decoder reads the prompt with its encoder, and begins its reply after its start token.
         kept: tokens that the reply begins with; they count as its own, in max_tokens too.
@@ -114,11 +116,12 @@ class Engine:
             source, prompt = prompt, [spec.start]
         self.check(prompt + reply)
         limit = min(self.context, len(prompt) + params.max_tokens)
-        chain = Chain(salt(spec, params.tenant, limit))
+        adapter = self.adapters.find(params.adapter)
+        chain = Chain(salt(spec, params.tenant, limit, adapter))
         return Sequence(
             prompt, params, self.tokenizer, max(trace, params.top_logprobs), reply, source, limit, chain,
             params.priority, params.tenant, None if params.timeout is None else time.monotonic() + params.timeout,
-            params.constraint.compile(self.tokenizer) if params.constraint else None,
+            params.constraint.compile(self.tokenizer) if params.constraint else None, adapter,
         )  # fmt: skip
 
     def check(self, prompt: list[int]) -> None:

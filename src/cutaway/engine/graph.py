@@ -11,6 +11,8 @@
         linear          f -> added to x
     norm and linear over the wanted rows -> logits, and their sums
 
+Before each product of a layer stands what adapters need of its input (shrink); it does nothing where nobody has one.
+
 Rows of the batch are tokens of any number of sequences, at any places in them: there are no phases. What a row comes
 to does not depend on the others, to the bit (see kernels.cpp). `refusal` says which architectures it cannot record;
 they run on the model's own modules.
@@ -18,6 +20,7 @@ they run on the model's own modules.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,6 +30,7 @@ from torch import Tensor
 from cutaway.engine.matrices import Source, interleaved, joined, pack
 from cutaway.engine.sampler import Logits
 from cutaway.models.spec import LayerSpec, Spec
+from cutaway.native.adapters import Panel
 from cutaway.native.packing import GROUP, LANES
 from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape, untouched
 from cutaway.nn.attention import AttentionSpec
@@ -44,6 +48,7 @@ class Graph:
     """The tape of one model. pages: how many the cache has. tokens, rows: the most of a step. cache: one of `KEPT`.
 
     keys, values: per layer uint8 [pages, G, bytes].
+    targets: of the products that adapters change, which rows of which parameters their panels are.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Graph:
         march: str = "native",
     ) -> None:  # fmt: skip
         self.spec, self.source, self.tape, self.coded = spec, source, Tape(march), int(cache == "int8")
+        self.targets: list[list[Panel]] = []
         sizes = [(pages, a.kv_heads, a.head_dim * KEPT[cache]) for a in (layer.attention for layer in spec.layers)]  # type: ignore[union-attr]
         self.keys, self.values = ([untouched(*size, dtype=torch.uint8) for size in sizes] for _ in range(2))
         self._buffers(tokens, rows)
@@ -112,11 +118,11 @@ class Graph:
 
     def _layer(self, i: int, layer: LayerSpec) -> None:
         at = f"layers.{self.spec.block_of(i)}."
-        for name, record in (("attention", self._attention), ("ffn", self._ffn)):
+        for name, last, record in (("attention", "out", self._attention), ("ffn", "down", self._ffn)):
             hidden, matrix, bias = record(i, at, layer)
             onto = layer.placement in ("pre", "post")
-            out = self.x if onto else self.y
-            self.tape.add(Kind.LINEAR, in_=hidden, out=out, matrix=matrix, bias=bias, add=int(onto))
+            out, panels = self.x if onto else self.y, _panels({f"{at}{name}.{last}.weight": matrix.n})
+            self._product(Kind.LINEAR, panels, in_=hidden, out=out, matrix=matrix, bias=bias, add=int(onto))
             if layer.placement == "post":
                 self._norm(f"{at}{name}_norm", layer.norm, self.x, self.x)
             elif not onto:
@@ -131,9 +137,12 @@ class Graph:
         parts = [(first, Matrix.of(made)) for first, made in joined(self.source, [f"{n}.weight" for n in names])]
         self._before(f"{at}attention_norm", layer, any(m.integers for _, m in parts), bare=layer.bare)
         bias = torch.cat([b for n in names if (b := self.source.vector(f"{n}.bias")) is not None] or [torch.zeros(0)])
+        rows = [a.heads * a.head_dim, *[a.kv_heads * a.head_dim] * 2]
+        panels = _panels({f"{n}.weight": count for n, count in zip(names, rows, strict=True)})
         for first, matrix in parts:
             some = padded(bias[first : first + matrix.n]) if len(bias) else None
-            self.tape.add(Kind.LINEAR, in_=self.h, out=self.qkv.beginning_at(first), matrix=matrix, bias=some)
+            these, here = panels[first // LANES : (first + matrix.n) // LANES], self.qkv.beginning_at(first)
+            self._product(Kind.LINEAR, these, in_=self.h, out=here, matrix=matrix, bias=some)
         cos, sin = self.turns.get(a.rope, (None, None))
         norms = [self._weight(f"{at}attention.{part}_norm", a.qk_norm)[0] if a.qk_norm else None for part in "qk"]
         heads = {"heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim, "coded": self.coded}
@@ -162,8 +171,9 @@ class Graph:
         bias = torch.stack(biases, 1).flatten().contiguous() if biases else None
         self._before(f"{at}ffn_norm", layer, matrix.integers)
         down, hidden = Matrix.of(pack(self.source.matrix(f"{at}ffn.down.weight"))), self.f[f.width]
-        self.tape.add(
-            Kind.FEED, in_=self.h, out=hidden, matrix=matrix, bias=bias, gated=int(f.gated),
+        panels = _panels({f"{n}.weight": f.width for n in names}, GROUP)
+        self._product(
+            Kind.FEED, panels, in_=self.h, out=hidden, matrix=matrix, bias=bias, gated=int(f.gated),
             activation=ACTIVATIONS.index(f.activation), quantize=int(down.integers),
         )  # fmt: skip
         return hidden, down, self._bias(f"{at}ffn.down.bias")
@@ -177,6 +187,12 @@ class Graph:
         head = self.spec.head
         shape = {"scale": head.scale, "softcap": head.softcap or 0.0} if head else {"scale": 1.0}
         self.tape.add(Kind.WEIGH, in_=self.logits, out=self.weights, matrix=matrix, of_rows=1, **shape)
+
+    def _product(self, kind: Kind, panels: list[Panel], in_: Rows, **fields: object) -> None:
+        """A product that adapters may change; before it what they need of its input."""
+        self.targets.append(panels)
+        self.tape.add(Kind.SHRINK, in_=in_, target=len(self.targets))
+        self.tape.add(kind, in_=in_, target=len(self.targets), **fields)
 
     def _before(self, name: str, layer: LayerSpec, integers: bool, bare: bool = False) -> None:
         """What a sublayer reads, x -> h: normalized if the placement says so."""
@@ -199,6 +215,13 @@ class Graph:
 
 
 Made = tuple[Rows, Matrix, Tensor | None]
+
+
+def _panels(rows: dict[str, int], run: int = sys.maxsize) -> list[Panel]:
+    """What the panels of joined matrices are. rows: of each matrix. run: so many of each in turn."""
+    every = [[(name, row) for row in range(0, count, LANES)] for name, count in rows.items()]
+    turns = range(0, max(map(len, every)), run // LANES)
+    return [panel for i in turns for panels in every for panel in panels[i : i + run // LANES]]
 
 
 def padded(bias_N: Tensor) -> Tensor:

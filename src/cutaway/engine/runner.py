@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cutaway.engine.adapters import Changes, Fitted, Twin, changes
 from cutaway.engine.cache import Paged, Pool, Spans, kept_of
 from cutaway.engine.graph import ADAPTIVE, KEPT, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
@@ -21,8 +23,10 @@ from cutaway.engine.span import Span
 from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.spec import Spec
+from cutaway.native.adapters import Adapted, adapt
 from cutaway.native.build import library
 from cutaway.native.tape import batch_of
+from cutaway.weights.adapters import Adapter
 from cutaway.weights.checkpoint import Checkpoint, Loaded
 
 Batch = list[Span[Sequence]]
@@ -44,6 +48,10 @@ class Runner(Protocol):
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """Make room for so many pages, and for steps of at most so many tokens, the logits of `rows` of them wanted."""
+        ...
+
+    def fit(self, adapter: Adapter) -> Any:
+        """What `run` needs of an adapter, where a sequence has it as `adapter.made`. Any thread may ask."""
         ...
 
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
@@ -76,6 +84,7 @@ class Modules:
 
     def __init__(self, model: Decoder) -> None:
         self.model = model
+        self.twin: Twin | None = None  # as soon as there is an adapter
         self.memories: dict[Sequence, Paged] = {}
         self.hear: Callable[[Batch, Tensor], None] = lambda spans, hidden_TD: None
 
@@ -91,13 +100,19 @@ class Modules:
         """See `Runner`."""
         self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
 
+    def fit(self, adapter: Adapter) -> Changes:
+        """See `Runner`."""
+        self.twin = self.twin or Twin(self.model)
+        return changes(adapter, self.model.dtype, self.model.device)
+
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
         device = self.model.device
         tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
         positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
         context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
-        hidden_TD = self.model(tokens_T, positions_T, context)
+        rows = rows_of(spans)
+        hidden_TD = (partial(self.twin, rows) if rows and self.twin else self.model)(tokens_T, positions_T, context)
         self.hear(spans, hidden_TD)
         return Logits.each(self.model.logits(hidden_TD[wanted]).float().cpu())
 
@@ -178,6 +193,10 @@ class Native:
         )
         self.scratch = torch.zeros(SCRATCH)
 
+    def fit(self, adapter: Adapter) -> Adapted:
+        """See `Runner`."""
+        return Adapted(self.graph.targets, changes(adapter, torch.float32))
+
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
         tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
@@ -185,6 +204,7 @@ class Native:
             row[: len(sequence.table)] = sequence.table
         ids = [token for span in spans for token in tokens_of(span)]
         batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
+        adapt(batch, [fitted.made if (fitted := span.sequence.adapter) else None for span in spans])
         threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
         logits = self.graph(batch, threads)
         if not self.threads:
@@ -219,13 +239,22 @@ def runner_of(loaded: Loaded, cache: str | None = None) -> Runner:
     return Modules(cast(Decoder, loaded.model))
 
 
-def salt(spec: Spec, tenant: str, reach: int) -> bytes:
+def salt(spec: Spec, tenant: str, reach: int, adapter: Fitted | None = None) -> bytes:
     """What cached keys and values depend on beside the tokens before them; nobody shares what must not be shared."""
     if spec.encoder or has_states(spec):  # no page holds a source or states
         return os.urandom(16)
     ropes = [rope for layer in spec.layers if (rope := getattr(layer.attention, "rope", None))]
     adapts = any(rope.scaling and rope.scaling.kind in ADAPTIVE for rope in ropes)
-    return f"{reach if adapts else 0}:{tenant}".encode()
+    return (adapter.salt if adapter else b"") + f"{reach if adapts else 0}:{tenant}".encode()
+
+
+def rows_of(spans: Batch) -> dict[Fitted, list[int]]:
+    """Which rows of the batch have each adapter."""
+    rows: dict[Fitted, list[int]] = {}
+    for (sequence, _, count), end in zip(spans, ends_of(spans), strict=True):
+        if sequence.adapter:
+            rows.setdefault(sequence.adapter, []).extend(range(end - count, end))
+    return rows
 
 
 def has_states(spec: Spec) -> bool:

@@ -69,12 +69,12 @@ class Scheduler(Generic[S]):
         Call it between `commit` and `plan`. If there is no place or no page, the child waits and finds what it can.
         """
         self._enter(child)
+        child.chain = Chain(parent.chain.salt, parent.chain.names[: parent.computed // self.pages.size])
         forked = self.pages.fork(parent.table, parent.computed) if len(self.running) < self.places else None
         (self.waiting if forked is None else self.running)[child] = None
         if forked is None:
             return []
         child.table, child.computed = forked[0], parent.computed
-        child.chain = Chain(parent.chain.salt, parent.chain.names[: parent.computed // self.pages.size])
         return forked[1]
 
     def cancel(self, sequence: S) -> None:

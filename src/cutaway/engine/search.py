@@ -127,7 +127,8 @@ class Tree:
             _append(leaf, chosen[i][1])
 
     def _fork(self, parent: Leaf, token: int) -> Leaf:
-        child = self.engine.prepare(self.prompt, self.params, kept=parent.reply)
+        child = self.engine.prepare(self.prompt, replace(self.params, adapter=""), kept=parent.reply)
+        child.adapter = parent.adapter
         if parent.constraint:
             child.constraint = parent.constraint.fork()
         _append(child, token)

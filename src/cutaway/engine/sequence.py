@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cutaway.engine.adapters import Fitted
 from cutaway.engine.constraints.constraint import Constraint
 from cutaway.engine.pages import Chain
 from cutaway.engine.params import SamplingParams
@@ -51,6 +52,7 @@ class Sequence:
     tenant: str = ""
     deadline: float | None = None
     constraint: Constraint | None = None
+    adapter: Fitted | None = None
 
     finish: str | None = None
     text: str = ""

@@ -42,7 +42,13 @@ struct Rows {       // activations: floats and, for matrices of integers, codes 
   int32_t width, unused;
 };
 
-enum Kind { EMBED, NORM, LINEAR, FEED, TURN, ATTEND, MERGE, WEIGH };
+struct Update {     // what an adapter adds to a product: B (A x), see "adapters"
+  const Matrix* a;  // A of all matrices that the product joins, one below the other; null: nothing is added
+  const float* b;   // [.., 16] of B, scaled
+  const struct Share { int32_t first, rank, at; }* shares;  // of each panel: its ranks among those of A, its row in b
+};
+
+enum Kind { EMBED, NORM, LINEAR, FEED, TURN, ATTEND, MERGE, WEIGH, SHRINK };
 enum Activation { NONE, SILU, GELU, GELU_TANH, QUICK_GELU, RELU, RELU2 };
 
 struct Op {
@@ -53,6 +59,7 @@ struct Op {
   int32_t turning, gated, layered, quantize;  // turning: coordinates of a head that turn. layered: LayerNorm
   float eps, scale, softcap;
   int32_t coded;            // 1: pages hold codes of 8 bits, see `Kept`
+  int32_t target;           // which update of an adapter is added, counted from 1; 0: none
   Rows* in;
   Rows* out;
   const Matrix* matrix;
@@ -70,6 +77,9 @@ struct Batch {
   const int32_t* wanted;                    // [R] tokens
   float* partial;                           // scratch for attention in chunks
   int64_t partial_size;
+  const Update* const* adapters;            // [S] null: none; all null: nobody has one
+  float* shrunk;                            // [T, shrunk_width] A x of the operation that comes next
+  int64_t shrunk_width;
 };
 
 struct Team {  // who shares the items of an operation. Nobody waits for a thread that is late, only for items that are not done
@@ -204,47 +214,87 @@ template <int M> static inline void panel(const Matrix& w, int64_t index, const 
   }
 }
 
-// `finish(row, panel of the unit, sums)` for every row; a unit is `panels` panels that are finished together.
-template <class Finish> static void multiply(const Matrix& w, const Rows& in, int64_t unit, int panels, int64_t count, Finish finish) {
+// `finish(row, sums)` for every row from `row` up to `end`; a unit is `panels` panels that are finished together.
+template <class Finish> static void multiply(const Matrix& w, const Rows& in, int64_t unit, int panels, int64_t row, int64_t end, Finish finish) {
   F sums[4 * TILE];
   auto tile = [&](auto size, int64_t row) {
     constexpr int M = decltype(size)::value;
     for (int p = 0; p < panels; p++) panel<M>(w, unit * panels + p, in, row, sums + p * TILE);
     for (int m = 0; m < M; m++) finish(row + m, sums + m);
   };
-  int64_t row = 0;
-  for (; row + 8 <= count; row += 8) tile(std::integral_constant<int, 8>(), row);
-  if (row + 4 <= count) tile(std::integral_constant<int, 4>(), row), row += 4;
-  if (row + 2 <= count) tile(std::integral_constant<int, 2>(), row), row += 2;
-  if (row < count) tile(std::integral_constant<int, 1>(), row);
+  for (; row + 8 <= end; row += 8) tile(std::integral_constant<int, 8>(), row);
+  if (row + 4 <= end) tile(std::integral_constant<int, 4>(), row), row += 4;
+  if (row + 2 <= end) tile(std::integral_constant<int, 2>(), row), row += 2;
+  if (row < end) tile(std::integral_constant<int, 1>(), row);
 }
 
-static void linear(const Op& op, int64_t count, Team& team) {
+// ---- adapters ------------------------------------------------------------------------------------------------
+
+static inline const Update* update_of(const Op& op, const Batch& b, int sequence) {
+  const Update* all = b.adapters[sequence];
+  return all && all[op.target - 1].a ? &all[op.target - 1] : nullptr;
+}
+
+// A x of the rows that have an adapter, from the activations before they are made integers.
+static void shrink(const Op& op, const Batch& b, Team& team) {
+  if (!b.adapters) return;
+  std::vector<int64_t> items(b.sequences + 1);  // first item of each sequence, one per panel of its A
+  for (int s = 0; s < b.sequences; s++) {
+    const Update* update = update_of(op, b, s);
+    items[s + 1] = items[s] + (update ? (update->a->n + LANES - 1) / LANES : 0);
+  }
+  team.share(items[b.sequences], 1, [&](int64_t item) {
+    int s = std::upper_bound(items.begin(), items.end(), item) - items.begin() - 1;
+    int64_t index = item - items[s];
+    multiply(*update_of(op, b, s)->a, *op.in, index, 1, b.first[s], b.first[s + 1], [&](int64_t row, const F* sum) {
+      store(b.shrunk + row * b.shrunk_width + index * LANES, *sum);
+    });
+  });
+}
+
+// The sum of a row and a panel, with what the row's adapter adds. Other rows keep their bits.
+static inline F adapted(const Op& op, const Batch& b, int64_t row, int64_t panel, F sum) {
+  if (!b.adapters || !op.target) return sum;
+  const Update* update = update_of(op, b, b.owner[row]);
+  if (!update) return sum;
+  const Update::Share& share = update->shares[panel];
+  const float *shrunk = b.shrunk + row * b.shrunk_width + share.first, *column = update->b + (int64_t)share.at * LANES;
+  for (int r = 0; r < share.rank; r++) {
+    __builtin_prefetch(column + (r + share.rank) * LANES);  // of the next panel: each adapter lies somewhere else
+    sum = fma(all(shrunk[r]), load(column + r * LANES), sum);
+  }
+  return sum;
+}
+
+// ---- products ------------------------------------------------------------------------------------------------
+
+static void linear(const Op& op, const Batch& b, Team& team) {
+  int64_t count = op.of_rows ? b.rows : b.tokens;
   const Matrix& w = *op.matrix;
   team.share((w.n + LANES - 1) / LANES, 4, [&](int64_t index) {
     F bias = op.bias ? load(op.bias + index * LANES) : all(0.0f);
-    multiply(w, *op.in, index, 1, count, [&](int64_t row, const F* sum) {
+    multiply(w, *op.in, index, 1, 0, count, [&](int64_t row, const F* sum) {
       float* out = op.out->x + row * op.out->width + index * LANES;
-      F made = op.bias ? *sum + bias : *sum;
+      F made = adapted(op, b, row, index, op.bias ? *sum + bias : *sum);
       store(out, op.add ? load(out) + made : made);
     });
   });
 }
 
 // The hidden units of a feed-forward layer. Gated: rows of W come as 32 of the gate, then the same 32 of the other.
-static void feed(const Op& op, int64_t count, Team& team) {
+static void feed(const Op& op, const Batch& b, Team& team) {
   const Matrix& w = *op.matrix;
   int panels = op.gated ? 4 : 2;
   team.share(w.n / (panels * LANES), 1, [&](int64_t unit) {
-    auto made = [&](const F* sums, int p) {
+    auto made = [&](const F* sums, int64_t row, int p) {
       F sum = sums[p * TILE];
-      return op.bias ? sum + load(op.bias + (unit * panels + p) * LANES) : sum;
+      return adapted(op, b, row, unit * panels + p, op.bias ? sum + load(op.bias + (unit * panels + p) * LANES) : sum);
     };
-    multiply(w, *op.in, unit, panels, count, [&](int64_t row, const F* sums) {
+    multiply(w, *op.in, unit, panels, 0, b.tokens, [&](int64_t row, const F* sums) {
       float* out = op.out->x + row * op.out->width + unit * GROUP;
       for (int p = 0; p < 2; p++) {
-        F hidden = activate(op.activation, made(sums, p));
-        store(out + p * LANES, op.gated ? hidden * made(sums, 2 + p) : hidden);
+        F hidden = activate(op.activation, made(sums, row, p));
+        store(out + p * LANES, op.gated ? hidden * made(sums, row, 2 + p) : hidden);
       }
       if (op.quantize) quantize_row(*op.out, row, unit * GROUP, (unit + 1) * GROUP);
     });
@@ -556,9 +606,9 @@ static void merge(const Op& op, const Batch& b, Team& team) {
 
 // Logits as the model defines them and, of every PIECE of a row, the largest and the sum of e^(x - largest). Where one
 // is not a finite number, the largest is none either.
-static void weigh(const Op& op, int64_t count, Team& team) {
+static void weigh(const Op& op, const Batch& b, Team& team) {
   const int n = op.matrix->n, pieces = (n + PIECE - 1) / PIECE;
-  team.share(count * pieces, 1, [&](int64_t item) {
+  team.share((int64_t)b.rows * pieces, 1, [&](int64_t item) {
     int64_t row = item / pieces, p = item % pieces;
     float *x = op.in->x + row * op.in->width + p * PIECE, *out = op.out->x + row * op.out->width + 2 * p;
     int here = std::min<int64_t>(PIECE, n - p * PIECE), padded = (here + LANES - 1) / LANES * LANES;
@@ -589,16 +639,16 @@ extern "C" void cutaway_run(const Op* ops, int count, const Batch* batch, int th
     for (int i = 0; i < count; i++) {
       const Op& op = ops[i];
       Team team{omp_get_num_threads(), &counters[2 * i], &counters[2 * i + 1]};
-      int64_t rows = op.of_rows ? batch->rows : batch->tokens;
       switch (op.kind) {
         case EMBED: embed(op, *batch, team); break;
         case NORM: norm(op, *batch, team); break;
-        case LINEAR: linear(op, rows, team); break;
-        case FEED: feed(op, rows, team); break;
+        case LINEAR: linear(op, *batch, team); break;
+        case FEED: feed(op, *batch, team); break;
         case TURN: op.coded ? turn<true>(op, *batch, team) : turn<false>(op, *batch, team); break;
         case ATTEND: op.coded ? attend<true>(op, *batch, team) : attend<false>(op, *batch, team); break;
         case MERGE: merge(op, *batch, team); break;
-        case WEIGH: weigh(op, rows, team); break;
+        case WEIGH: weigh(op, *batch, team); break;
+        case SHRINK: shrink(op, *batch, team); break;
       }
       if (seconds && omp_get_thread_num() == 0) {
         double now = omp_get_wtime();

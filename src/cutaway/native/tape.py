@@ -39,6 +39,7 @@ class Kind(IntEnum):
     ATTEND = 5
     MERGE = 6
     WEIGH = 7
+    SHRINK = 8
 
 
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
@@ -97,6 +98,12 @@ class Rows(Structure):
         return x
 
 
+class Update(Structure):
+    """What an adapter adds to the product of one operation; see `Update` in kernels.cpp."""
+
+    _fields_ = (("a", POINTER(Matrix)), ("b", c_void_p), ("shares", c_void_p))
+
+
 class Op(Structure):
     """One operation; see `Op` in kernels.cpp for what each field means."""
 
@@ -105,7 +112,7 @@ class Op(Structure):
             "kind", "activation", "of_rows", "add", "heads", "kv_heads", "head_dim", "window", "turning", "gated",
             "layered", "quantize",
         )),
-        *((name, c_float) for name in ("eps", "scale", "softcap")), ("coded", c_int32),
+        *((name, c_float) for name in ("eps", "scale", "softcap")), ("coded", c_int32), ("target", c_int32),
         ("in_", POINTER(Rows)), ("out", POINTER(Rows)), ("matrix", POINTER(Matrix)),
         *((name, c_void_p) for name in (
             "weight", "bias", "q_norm", "k_norm", "cos", "sin", "sinks", "table", "keys", "values"
@@ -119,7 +126,7 @@ class Batch(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "rows", "sequences", "stride")),
         *((name, c_void_p) for name in ("ids", "positions", "owner", "first", "start", "tables", "wanted", "partial")),
-        ("partial_size", c_int64),
+        ("partial_size", c_int64), ("adapters", c_void_p), ("shrunk", c_void_p), ("shrunk_width", c_int64),
     )  # fmt: skip
 
 

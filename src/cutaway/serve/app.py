@@ -7,11 +7,25 @@ added to the application, as the studio's are; they find the mapping in `app.sta
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from cutaway import __version__
-from cutaway.serve import chat, completions, embeddings, errors, lifecycle, listing, messages, rerank, responses, tokens
+from cutaway.serve import (
+    adapters,
+    chat,
+    completions,
+    embeddings,
+    errors,
+    lifecycle,
+    listing,
+    messages,
+    rerank,
+    responses,
+    tokens,
+)
 from cutaway.serve.anthropic_errors import AnthropicErrors
 from cutaway.serve.guard import Guard, Policy
 from cutaway.serve.lifecycle import Drain, Lifecycle
@@ -23,15 +37,20 @@ from cutaway.serve.served import Models, Served, serve_model
 __all__ = ["Models", "Policy", "Served", "create_app", "serve_model"]
 
 
-def create_app(models: Models, policy: Policy | None = None, log_prompts: bool = False) -> FastAPI:
-    """An ASGI application that serves `models` under `policy` (by default to this machine alone)."""
+def create_app(
+    models: Models, policy: Policy | None = None, log_prompts: bool = False, adapters_from: Path | None = None
+) -> FastAPI:
+    """An ASGI application that serves `models` under `policy` (by default to this machine alone).
+
+    adapters_from: the folder below which clients may have LoRA adapters loaded; None: they may not.
+    """
     policy = policy or Policy()
     # The interactive pages would load scripts from elsewhere; the description at /openapi.json remains.
     app = FastAPI(title="Cutaway", version=__version__, docs_url=None, redoc_url=None)
     app.state.models, app.state.metrics, app.state.lifecycle = models, Metrics(models), Lifecycle()
-    app.state.memory = Memory()
+    app.state.memory, app.state.adapters_from = Memory(), adapters_from
     errors.install(app)
-    for resource in (chat, completions, embeddings, listing, lifecycle, messages, rerank, responses, tokens):
+    for resource in (adapters, chat, completions, embeddings, listing, lifecycle, messages, rerank, responses, tokens):
         app.include_router(resource.router)
     app.add_middleware(Guard, policy=policy)
     if policy.origins:

@@ -12,7 +12,7 @@ from cutaway.engine.sequence import Event
 from cutaway.serve.chat_schemas import ChatRequest, NamedChoice, Turn
 from cutaway.serve.dialogue import Delta, Plan, Reader, Wish, plan
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import Answer, Format, Json, begin, compiled, decoder_service, find, one_of
+from cutaway.serve.generation import Answer, Format, Json, begin, compiled, find_decoder, one_of
 from cutaway.serve.logprobs import chat_logprobs
 from cutaway.serve.schemas import Message
 from cutaway.serve.tool_calls import Part, arguments_of
@@ -24,8 +24,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def chat(body: ChatRequest, request: Request) -> Response:
     """A reply, whole or streamed."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     tokenizer = served.loaded.tokenizer
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs = true", param="top_logprobs", code="invalid_value")

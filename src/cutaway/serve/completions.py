@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from cutaway.engine.sequence import Event
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import Answer, Format, Json, begin, compiled, decoder_service, find
+from cutaway.serve.generation import Answer, Format, Json, begin, compiled, find_decoder
 from cutaway.serve.logprobs import completion_logprobs
 from cutaway.serve.schemas import CompletionRequest
 from cutaway.text.tokenizer import Tokenizer
@@ -20,8 +20,7 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """n continuations of each prompt; those of prompt i are the choices i * n ... i * n + n - 1."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     tokenizer = served.loaded.tokenizer
     check(body)
     constraint = body.structured_outputs.constraint() if body.structured_outputs else None

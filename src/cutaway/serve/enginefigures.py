@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from cutaway.engine.service import Service
 
-Figure = float | Mapping[str, float]  # one, or one for each value of a label
+Figure = float | Mapping[str, float] | Mapping[tuple[str, ...], float]  # one, or one for each value of the labels
 Row = tuple[str, str, tuple[str, ...], Callable[[Service], Figure]]
 
 
@@ -38,17 +39,32 @@ def _accepted(service: Service) -> dict[str, float]:
     return {place: accepted[int(place)] for place in _drafted(service)}
 
 
+def _at_work(service: Service) -> dict[tuple[str, ...], float]:
+    """The adapters of those who run and wait, and when that was: gateways send requests where theirs is at work."""
+    scheduler = service.engine.scheduler
+    names = [{s.adapter.name for s in [*some] if s.adapter} for some in (scheduler.running, scheduler.waiting)]
+    return {(str(service.engine.limit), *(",".join(sorted(some)) for some in names)): time.time()}
+
+
 # name, help, labels beside the model's, figure
 GAUGES: tuple[Row, ...] = (
     ("num_requests_running", "Sequences being computed.", (), lambda s: len(s.engine.scheduler.running)),
     ("num_requests_waiting", "Sequences accepted, not begun.", (), waiting),
     ("kv_cache_usage_perc", "Share of the pages that is held; 1 is all.", (), _usage),
     ("pages", "Pages of the cache.", ("state",), _pages),
+    ("adapters", "LoRA adapters that are loaded.", (), lambda s: len(s.engine.adapters.loaded)),
+    (
+        "lora_requests_info",
+        "LoRA adapters at work.",
+        ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+        _at_work,
+    ),
 )
 COUNTERS: tuple[Row, ...] = (
     ("num_preemptions", "Sequences put back to be computed again.", (), lambda s: s.engine.scheduler.preemptions),
     ("prefix_cache_queries", "Tokens looked up in pages.", (), lambda s: s.engine.scheduler.pages.lookups),
     ("prefix_cache_hits", "Tokens found in pages.", (), lambda s: s.engine.scheduler.pages.hits),
+    ("adapter_requests", "Sequences asked of an adapter.", ("adapter",), lambda s: s.engine.adapters.asked.copy()),
     ("page_evictions", "Published pages given away.", (), lambda s: s.engine.scheduler.pages.evictions),
     ("spec_decode_num_drafts", "Times that tokens were guessed.", (), lambda s: s.engine.stats.drafted[0]),
     ("spec_decode_num_draft_tokens", "Tokens guessed.", (), lambda s: sum(_drafted(s).values())),
@@ -74,6 +90,6 @@ class EngineFigures(Collector):
                 family = kind(self.prefix + name, help, labels=("model_name", *labels))
                 for model, service in self.services.items():
                     figure = read(service)
-                    for value, number in figure.items() if isinstance(figure, Mapping) else [(None, figure)]:
-                        family.add_metric([model] if value is None else [model, value], number)
+                    for value, number in figure.items() if isinstance(figure, Mapping) else [((), figure)]:
+                        family.add_metric([model, *([value] if isinstance(value, str) else value)], number)
                 yield family

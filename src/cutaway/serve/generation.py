@@ -24,7 +24,7 @@ from cutaway.serve.connection import EventStream, while_connected
 from cutaway.serve.errors import ApiError
 from cutaway.serve.metrics import Metrics
 from cutaway.serve.schemas import Drawing
-from cutaway.serve.served import Models, Served
+from cutaway.serve.served import Models, Served, adapted, adapters_of
 from cutaway.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -32,13 +32,30 @@ Item = tuple[int, Event]
 
 
 def find(request: Request, name: str) -> Served:
-    """The model that a client names. Errors: 404."""
+    """The model that a client names. Errors: 404, for names of adapters too."""
     models: Models = request.app.state.models
-    if name not in models:
-        known = ", ".join(models)
+    return _found(name, models.get(name), models)
+
+
+def find_adapted(request: Request, name: str) -> Served:
+    """The model that a client names, by its own name or by that of an adapter it is to use. Errors: 404."""
+    models: Models = request.app.state.models
+    return _found(name, models.get(name) or adapted(models, name), models)
+
+
+def find_decoder(request: Request, name: str) -> Served:
+    """The same, one that generates. Errors: 404; 400 for an encoder."""
+    served = find_adapted(request, name)
+    decoder_service(served)
+    return served
+
+
+def _found(name: str, served: Served | None, models: Models) -> Served:
+    if served is None:
+        known = ", ".join(n for some in models.values() for n in (some.name, *adapters_of(some)))
         raise ApiError(404, f"no model {name!r} here; there is {known}", param="model", code="model_not_found")
     requestlog.current().model = name
-    return models[name]
+    return served
 
 
 def decoder_service(served: Served) -> Service:
@@ -140,7 +157,7 @@ class Answer:
 
     def _head(self, kind: str) -> Json:
         name = f"{self.format.prefix}-{self.id}"
-        return {"id": name, "object": kind, "created": self.created, "model": self.generation.served.name}
+        return {"id": name, "object": kind, "created": self.created, "model": self.generation.served.called}
 
     def _usage(self, completion_tokens: int) -> Json:
         """A reply's end token counts."""
@@ -203,7 +220,10 @@ def begin(
     for prompt in prompts:
         check_prompt(service, prompt, field)
         limit = served.context - len(prompt) if max_tokens is None else max_tokens
-        requests += [(prompt, body.params(seed + i, limit, top_logprobs, constraint)) for i in range(body.choices)]
+        requests += [
+            (prompt, body.params(seed + i, limit, top_logprobs, constraint, served.adapter))
+            for i in range(body.choices)
+        ]
     return Generation(body, served, prompts, requests, request.app.state.metrics)
 
 

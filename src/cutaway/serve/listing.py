@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from cutaway.serve.generation import Json, find
-from cutaway.serve.served import Served
+from cutaway.serve.generation import Json, find_adapted
+from cutaway.serve.served import Served, adapters_of
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> Json:
-    """Every model that is served."""
-    return {"object": "list", "data": [described(served) for served in request.app.state.models.values()]}
+    """Every model that is served, each before its adapters."""
+    found = [s for served in request.app.state.models.values() for s in (served, *with_adapters(served))]
+    return {"object": "list", "data": [described(served) for served in found]}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> Json:
     """One of them."""
-    return described(find(request, name))
+    return described(find_adapted(request, name))
 
 
 @router.get("/health")
@@ -31,12 +34,18 @@ async def health(request: Request) -> Response:
     return JSONResponse(body, 503 if stopped else 200)
 
 
+def with_adapters(served: Served) -> list[Served]:
+    """The model with each of its adapters."""
+    return [replace(served, adapter=name) for name in adapters_of(served)]
+
+
 def described(served: Served) -> Json:
-    """OpenAI's model object, and the context as vLLM names it."""
+    """OpenAI's model object, and the context as vLLM names it; parent: the model that an adapter changes."""
     return {
-        "id": served.name,
+        "id": served.called,
         "object": "model",
         "created": served.created,
         "owned_by": "cutaway",
         "max_model_len": served.context,
+        "parent": served.name if served.adapter else None,
     }

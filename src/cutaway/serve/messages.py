@@ -17,7 +17,7 @@ from cutaway.serve.anthropic_errors import in_stream
 from cutaway.serve.connection import EventStream, while_connected
 from cutaway.serve.dialogue import Delta, Json, Plan, Reader, Wish, plan
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import Generation, begin, compiled, decoder_service, find, one_of
+from cutaway.serve.generation import Generation, begin, compiled, find_decoder, one_of
 from cutaway.serve.messages_schemas import Asked, Choice, CountRequest, Exchange, MessagesRequest, ToolResultBlock
 from cutaway.serve.served import Served
 from cutaway.serve.tool_calls import THINK, Part, arguments_of
@@ -32,8 +32,7 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 @router.post("/v1/messages")
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """A reply, whole or streamed."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     outputs = body.structured_outputs.constraint() if body.structured_outputs else None
     field, constraint = one_of(output_config=_schema(body), structured_outputs=outputs)
     planned = await asyncio.to_thread(plan, served.loaded.tokenizer, wished(body, served, constraint), served.calls)
@@ -51,8 +50,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(body: CountRequest, request: Request) -> Json:
     """How long the prompt would be."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     wish = wished(body, served, _schema(body))
     planned = await asyncio.to_thread(plan, served.loaded.tokenizer, wish, served.calls)
     return {"input_tokens": len(planned.prompt)}
@@ -186,7 +184,7 @@ class Reply:
         return {"type": "text", "text": text}
 
     def _message(self, content: list[Json]) -> Json:
-        head = {"id": self.id, "type": "message", "role": "assistant", "model": self.generation.served.name}
+        head = {"id": self.id, "type": "message", "role": "assistant", "model": self.generation.served.called}
         return head | {"content": content, "stop_reason": None, "stop_sequence": None}
 
     def _end(self, event: Event) -> Json:

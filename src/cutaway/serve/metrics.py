@@ -26,7 +26,7 @@ M = TypeVar("M")
 Labels = tuple[str, ...]
 
 PREFIX, ALIAS = "cutaway:", "vllm:"
-OURS = re.compile(r"^(?:# (?:HELP|TYPE) )?cutaway:(?:http_|page|step_)")  # what vLLM has not
+OURS = re.compile(r"^(?:# (?:HELP|TYPE) )?cutaway:(?:http_|page|step_|adapter)")  # what vLLM has not
 SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
 LONG = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 COUNTS = tuple(2**k for k in range(18))  # tokens
@@ -75,8 +75,7 @@ class Metrics:
     def read(self, model: str, tokens: int) -> None:
         """Count what a request gave to read."""
         self.prompt_tokens.labels(model).inc(tokens)
-        record = requestlog.current()
-        record.model, record.prompt_tokens = model, record.prompt_tokens + tokens
+        requestlog.current().prompt_tokens += tokens
 
     async def watch(
         self,
@@ -88,7 +87,7 @@ class Metrics:
         """Pass events on and take their times, for the figures and for the request's line in the log."""
         began, record, counts = time.monotonic(), requestlog.current(), dict[int, int]()
         first, last = dict[int, float](), dict[int, float]()
-        record.model, record.finish = model, []
+        record.finish = []
         try:
             async with aclosing(events):
                 async for index, event in events:

@@ -141,7 +141,7 @@ class Making:
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "model": self.generation.served.name,
+            "model": self.generation.served.called,
             "output": output,
             "usage": self._usage() if done else None,
             "instructions": body.instructions,

@@ -13,7 +13,7 @@ from cutaway.serve.chat import as_call
 from cutaway.serve.connection import EventStream, while_connected
 from cutaway.serve.dialogue import Json, Wish, plan
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import begin, compiled, decoder_service, find, one_of
+from cutaway.serve.generation import begin, compiled, find_decoder, one_of
 from cutaway.serve.memory import Memory
 from cutaway.serve.response_stream import Making, in_stream
 from cutaway.serve.responses_schemas import (
@@ -34,8 +34,7 @@ router = APIRouter()
 @router.post("/v1/responses")
 async def create(body: ResponsesRequest, request: Request) -> Response:
     """A response, whole or streamed."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     memory: Memory = request.app.state.memory
     wish, turns = wished(body, memory)
     outputs = body.structured_outputs.constraint() if body.structured_outputs else None
@@ -56,8 +55,7 @@ async def create(body: ResponsesRequest, request: Request) -> Response:
 @router.post("/v1/responses/input_tokens")
 async def input_tokens(body: InputTokensRequest, request: Request) -> Json:
     """How long the prompt would be."""
-    served = find(request, body.model)
-    decoder_service(served)
+    served = find_decoder(request, body.model)
     wish, _ = wished(body, request.app.state.memory)
     planned = await asyncio.to_thread(plan, served.loaded.tokenizer, wish, served.calls)
     return {"object": "response.input_tokens", "input_tokens": len(planned.prompt)}

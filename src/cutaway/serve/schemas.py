@@ -175,7 +175,7 @@ class Drawing(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def params(
-        self, seed: int, max_tokens: int, top_logprobs: int, constraint: ConstraintSpec | None
+        self, seed: int, max_tokens: int, top_logprobs: int, constraint: ConstraintSpec | None, adapter: str = ""
     ) -> SamplingParams:
         """The settings of one sequence. Errors: a value out of range, by name."""
         return SamplingParams(
@@ -198,6 +198,7 @@ class Drawing(Body):
             ignore_eos=self.ignore_eos,
             priority=-self.priority,
             constraint=constraint,
+            adapter=adapter,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from cutaway.engine.engine import engine_of
@@ -19,7 +19,7 @@ from cutaway.weights.checkpoint import Loaded
 class Served:
     """service generates; None for an encoder, whose requests pass `gate` and then take turns.
 
-    calls: how the model writes calls of tools; None to see in its chat template.
+    calls: how the model writes calls of tools; None to see in its chat template. adapter: to compute with, by name.
     """
 
     name: str
@@ -29,6 +29,12 @@ class Served:
     calls: Format | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     created: int = field(default_factory=lambda: int(time.time()))
+    adapter: str = ""
+
+    @property
+    def called(self) -> str:
+        """The name in requests and answers."""
+        return self.adapter or self.name
 
     @property
     def encoder(self) -> Encoder | None:
@@ -50,6 +56,16 @@ class Served:
 
 
 Models = Mapping[str, Served]
+
+
+def adapters_of(served: Served) -> list[str]:
+    """The names of the adapters that it has loaded."""
+    return [*served.service.engine.adapters.loaded] if served.service else []
+
+
+def adapted(models: Models, name: str) -> Served | None:
+    """The model that has an adapter of that name, to compute with it."""
+    return next((replace(served, adapter=name) for served in models.values() if name in adapters_of(served)), None)
 
 
 def serve_model(

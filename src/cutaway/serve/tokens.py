@@ -12,7 +12,7 @@ from pydantic import Field
 from cutaway.errors import CutawayError
 from cutaway.serve.chat import as_template_message
 from cutaway.serve.errors import ApiError
-from cutaway.serve.generation import Json, find
+from cutaway.serve.generation import Json, find_adapted
 from cutaway.serve.schemas import Body, Message, Utf8
 from cutaway.serve.served import Served
 
@@ -76,4 +76,4 @@ def named(request: Request, model: str | None) -> Served:
     models = request.app.state.models
     if model is None and len(models) != 1:
         raise ApiError(400, "model: is required, several are served", param="model", code="missing_required_parameter")
-    return find(request, next(iter(models)) if model is None else model)
+    return find_adapted(request, next(iter(models)) if model is None else model)

@@ -27,7 +27,7 @@ from cutaway.engine.sequence import Event
 from cutaway.serve.chat import as_template_message
 from cutaway.serve.connection import EventStream
 from cutaway.serve.errors import as_api_error
-from cutaway.serve.generation import check_prompt, decoder_service, find
+from cutaway.serve.generation import check_prompt, decoder_service, find_decoder
 from cutaway.serve.logprobs import LOWEST
 from cutaway.serve.schemas import Body, Message, Stop
 from cutaway.serve.served import Served
@@ -79,9 +79,9 @@ class GenerateRequest(Body):
 @router.post("/generate")
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """A stream of events; closing the connection stops the generation. Errors: as chat completions have them."""
-    served = find(request, body.model)
+    served = find_decoder(request, body.model)
     service = decoder_service(served)
-    params = body.params()
+    params = replace(body.params(), adapter=served.adapter)
     # In a thread: a long prompt must not hold up the streams of others.
     prompt = await asyncio.to_thread(prompt_of, served.loaded.tokenizer, body.messages)
     check_prompt(service, prompt + body.continue_tokens, "messages")

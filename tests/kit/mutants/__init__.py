@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kit.mutants import (
+    adapters,
     attention_forms,
     budget,
     calls,
@@ -59,4 +60,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *vectors.MUTANTS,
     *labels.MUTANTS,
     *compress.MUTANTS,
+    *adapters.MUTANTS,
 )

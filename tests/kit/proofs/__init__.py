@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kit.proofs import (
+    adapters,
     ahead,
     attention_forms,
     budget,
@@ -67,4 +68,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **labels.PROOFS,
     **compress.PROOFS,
     **kept.PROOFS,
+    **adapters.PROOFS,
 }

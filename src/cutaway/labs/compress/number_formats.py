@@ -81,9 +81,9 @@ def number_formats(
     tokens: Annotated[int, Knob("tokens decoded", "解码词元数", quick=4, min=2, max=512)] = 32,
     repeats: Annotated[int, Knob("timings of each, in turns", "交替计时的次数", quick=1, min=1, max=99)] = 5,
 ) -> Finding:
-    asked = types.split(",")
-    if unknown := {*asked} - {*TYPES}:
+    if unknown := {*types.split(",")} - {*TYPES}:
         raise CutawayError(f"does not know {', '.join(sorted(unknown))}", "knob types", f"known: {', '.join(TYPES)}")
+    asked = [type for type in TYPES if type in types.split(",")]
     errors = {name: worst(form, run.generator()) for name, form in FORMATS.items()}
     loaded = subject(model)
     tokens_T = reading(loaded, length)
@@ -254,7 +254,11 @@ def _verdict(found: list[Stored], weights: dict[str, float], inputs: dict[str, f
     )
     lost = "; ".join(f"{n} {v:+.3f}" for n, v in weights.items())
     read = "; ".join(f"{n} {v:+.4f}" for n, v in inputs.items())
-    more, more_zh = (f" Weights without kernels: {lost}.", f"没有内核的权重格式：{lost}。") if weights else ("", "")
+    more, more_zh = (
+        (f" Weights of the blocks rounded, the embedding left alone: {lost}.", f"只取整各层权重、不动嵌入表：{lost}。")
+        if weights
+        else ("", "")
+    )
     return both(
         f"BF16 keeps the range of FP32 and gives up precision, FP16 the reverse; below 16 bits the scale carries the "
         f"range. File, nats over {base:.3f} and speed: {files}.{more} Activations: {read}. Speeds are medians taken in "
