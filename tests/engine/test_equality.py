@@ -5,7 +5,6 @@ On native kernels; `test_engine.py` and the proofs ask the same of the modules, 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,6 +21,7 @@ from cutaway.engine.runner import Native
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
 from engine.tiny import adapter, spec, tokenizer
+from kit.lora import shelf
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 
@@ -61,8 +61,7 @@ def prompt(length: int) -> list[int]:
 @cache
 def folders() -> dict[str, Path]:
     """Where adapters for the model are."""
-    kept = Path(tempfile.mkdtemp())
-    return {name: adapter(kept / name, model().spec, rank, rank) for name, rank in RANKS.items()}
+    return {name: adapter(Path(shelf().name, name), model().spec, rank, rank) for name, rank in RANKS.items()}
 
 
 def engine(threads: int = 2, **limits: object) -> Engine:
