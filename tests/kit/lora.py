@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from torch import Tensor, nn
@@ -82,6 +81,8 @@ def shelf() -> tempfile.TemporaryDirectory[str]:
 @cache
 def adapter(name: str, kind: str) -> Adapted:
     """One of `KINDS` for a base."""
+    import peft
+
     folder = Path(shelf().name, name, kind)
     with all_float64(), warnings.catch_warnings(action="ignore"):  # PEFT's, of patterns that match nothing
         wrapped = peft.get_peft_model(copy.deepcopy(base(name).reference), peft.LoraConfig(**{**KINDS, **LATENT}[kind]))
