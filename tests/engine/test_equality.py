@@ -6,7 +6,6 @@ modules, whose last bits depend on the batch.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -26,6 +25,7 @@ from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.native.build import library
 from engine.tiny import adapter, spec, tokenizer
+from kit.lora import shelf
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, so no native kernels")
 
@@ -86,8 +86,7 @@ class Drafted(DraftModel):
 @lru_cache
 def folders() -> dict[str, Path]:
     """Where adapters for the model are."""
-    kept = Path(tempfile.mkdtemp())
-    return {name: adapter(kept / name, model().spec, rank, rank) for name, rank in RANKS.items()}
+    return {name: adapter(Path(shelf().name, name), model().spec, rank, rank) for name, rank in RANKS.items()}
 
 
 def engine(cache: str, threads: int = 2, pages: int = 99, **limits: object) -> Engine:

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from torch import Tensor, nn
@@ -74,14 +73,22 @@ def base(name: str) -> twins.Twin:
 
 
 @cache
+def shelf() -> tempfile.TemporaryDirectory[str]:
+    """Where adapters are as long as this process runs."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
 def adapter(name: str, kind: str) -> Adapted:
     """One of `KINDS` for a base."""
-    kept = tempfile.mkdtemp(prefix="adapter-")
+    import peft
+
+    folder = Path(shelf().name, name, kind)
     with all_float64(), warnings.catch_warnings(action="ignore"):  # PEFT's, of patterns that match nothing
         wrapped = peft.get_peft_model(copy.deepcopy(base(name).reference), peft.LoraConfig(**{**KINDS, **LATENT}[kind]))
         loud(wrapped, seed=ord(kind[0]))
-        wrapped.save_pretrained(kept)
-        return Adapted(Path(kept), twins.Twin(name, wrapped.merge_and_unload().eval()))
+        wrapped.save_pretrained(folder)
+        return Adapted(folder, twins.Twin(name, wrapped.merge_and_unload().eval()))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ TURNS = [(name, row + half) for row in range(0, WIDTH, 32) for name in ("gate", 
 
 
 class Case:
-    """Sequences of so many tokens with adapters of such ranks, 0 for none; one of rank 5 leaves k and up alone."""
+    """Sequences of so many tokens with adapters of such ranks, 0 for none; 5 leaves k and up alone, 17 is bfloat16."""
 
     def __init__(self, counts: list[int], ranks: list[int], seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -29,11 +29,13 @@ class Case:
         self.adapters: list[dict[str, Change]] = []
         for rank in ranks:  # ranks differ between the matrices of one product
             parts = {n: max(1, rank - i) for i, n in enumerate(sizes) if rank and not (rank == 5 and n in ("k", "up"))}
+            kind = torch.bfloat16 if rank == 17 else torch.float32
+            drawn = {
+                n: (torch.randn(r, K, generator=draw), torch.randn(sizes[n], r, generator=draw))
+                for n, r in parts.items()
+            }
             self.adapters.append(
-                {
-                    n: (torch.randn(r, K, generator=draw) / 8, torch.randn(sizes[n], r, generator=draw))
-                    for n, r in parts.items()
-                }
+                {n: (a.to(kind), b.to(kind), (1 + i) / 16) for i, (n, (a, b)) in enumerate(drawn.items())}
             )
 
     def made(self, march: str = "native", threads: int = 1, only: int | None = None) -> tuple[Tensor, Tensor]:
@@ -68,8 +70,8 @@ class Case:
         made = []
         for x_TK, adapter in zip(self.x_TK.double().split(self.counts), self.adapters, strict=True):
             merged = {name: w.double() for name, w in self.weights.items()}
-            for name, (a_RK, b_NR) in adapter.items():
-                merged[name] = merged[name] + b_NR.double() @ a_RK.double()
+            for name, (a_RK, b_NR, scale) in adapter.items():
+                merged[name] = merged[name] + scale * b_NR.double() @ a_RK.double()
             y = {name: x_TK @ w.T + self.biases[name] for name, w in merged.items()}
             made.append((torch.cat([y[name] for name in STACKED], 1), F.silu(y["gate"]) * y["up"]))
         joined, hidden = (torch.cat(parts) for parts in zip(*made, strict=True))

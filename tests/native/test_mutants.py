@@ -153,8 +153,8 @@ MUTANTS = {
     "only the first row of a sequence is made narrow": Mutant(
         "kernels.cpp", "b.first[s], b.first[s + 1], [&]", "b.first[s], b.first[s] + 1, [&]", adapted
     ),
-    "joined matrices read the first one's ranks": Mutant("kernels.cpp", "+ share.first, *column", ", *column", adapted),
-    "the last rank is left out": Mutant("kernels.cpp", "r < share.rank", "r + 1 < share.rank", adapted),
+    "joined matrices read the first one's ranks": Mutant("kernels.cpp", " + share.first;", ";", adapted),
+    "the last rank is left out": Mutant("kernels.cpp", "r < rank; r++, column", "r + 1 < rank; r++, column", adapted),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -77,7 +77,7 @@ class Adapters:
 Changes = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def changes(adapter: Adapter, dtype: torch.dtype, device: torch.device | str = "cpu") -> Changes:
+def changes(adapter: Adapter, dtype: torch.dtype, device: torch.device) -> Changes:
     """By parameter a_RK and b_NR with the scale in it, copied, so that no file is needed any more."""
     return {
         name: (a_RK.to(device, dtype, copy=True), (b_NR.double() * scale).to(device, dtype))

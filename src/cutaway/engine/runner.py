@@ -195,7 +195,7 @@ class Native:
 
     def fit(self, adapter: Adapter) -> Adapted:
         """See `Runner`."""
-        return Adapted(self.graph.targets, changes(adapter, torch.float32))
+        return Adapted(self.graph.targets, adapter)
 
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""

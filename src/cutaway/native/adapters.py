@@ -1,7 +1,7 @@
 """Low-rank updates of a tape's products: sequences of one batch may each have another, and they change between steps.
 
-    u_R = A x         an operation of its own (SHRINK), for the rows of sequences with an adapter
-    y_N = W x + B u   added where the product is finished, before bias and activation go on with it
+    u_R = A x                 an operation of its own (SHRINK), for the rows of sequences with an adapter
+    y_N = W x + scale * B u   added where the product is finished, before the activation
 
 A product may join several matrices (q, k and v; gate and up in turn), each with ranks of its own. Of every panel of 16
 outputs it is known whose rows they are, and so which of the ranks they read.
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from cutaway.native.packing import LANES, pack_floats
-from cutaway.native.tape import Batch, Matrix, Update
+from cutaway.native.tape import Batch, Matrix, Share, Update
 
-Change = tuple[Tensor, Tensor]  # a_RK, and b_NR with the scale in it
+Change = tuple[Tensor, Tensor, float]  # a_RK, b_NR, scale
 Panel = tuple[str, int]  # a parameter, and its row that is the first of 16
 
 
@@ -38,20 +38,23 @@ class Adapted:
                 self._fill(update, panels, {name: changes[name] for name in names})
 
     def _fill(self, update: Update, panels: list[Panel], changes: dict[str, Change]) -> None:
-        """A of all parameters one below the other; of B what each panel reads, [R, 16]."""
-        a = Matrix.of(pack_floats(torch.cat([a_RK for a_RK, _ in changes.values()])))
-        ends = dict(zip(changes, accumulate(len(a_RK) for a_RK, _ in changes.values()), strict=True))
-        blocks, shares, at = [], [], 0
+        """A of all parameters one below the other; of B what each panel reads, [R, 16]. bfloat16 stays as it is."""
+        a = Matrix.of(pack_floats(torch.cat([a_RK for a_RK, _, _ in changes.values()])))
+        ends = dict(zip(changes, accumulate(len(a_RK) for a_RK, _, _ in changes.values()), strict=True))
+        blocks, shares, at = list[Tensor](), list[Share](), 0
         for name, row in panels:
-            b_LR = changes[name][1][row : row + LANES] if name in changes else torch.zeros(LANES, 0)
-            rank = b_LR.shape[1]
-            shares.append((ends.get(name, 0) - rank, rank, at))
-            blocks.append(b_LR.T.float())
-            at += rank
-        b, shares_P3 = torch.cat(blocks), torch.tensor(shares, dtype=torch.int32)
-        update.a, update.b, update.shares = ctypes.pointer(a), b.data_ptr(), shares_P3.data_ptr()
+            if name not in changes:
+                shares.append(Share())
+                continue
+            a_RK, b_NR, scale = changes[name]
+            shares.append(Share(ends[name] - len(a_RK), len(a_RK), at, scale))
+            blocks.append(b_NR[row : row + LANES].T)
+            at += len(a_RK)
+        b = torch.cat(blocks).contiguous()
+        b, every = b if b.dtype == torch.bfloat16 else b.float(), (Share * len(shares))(*shares)
+        update.a, update.b, update.shares, update.bits = ctypes.pointer(a), b.data_ptr(), every, 8 * b.itemsize
         self.width = max(self.width, -(-a.n // LANES) * LANES)
-        self._kept += [a, b, shares_P3]
+        self._kept += [a, b, every]
 
 
 def adapt(batch: Batch, adapters: list[Adapted | None]) -> None:

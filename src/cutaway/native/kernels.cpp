@@ -44,8 +44,12 @@ struct Rows {       // activations: floats and, for matrices of integers, codes 
 
 struct Update {     // what an adapter adds to a product: B (A x), see "adapters"
   const Matrix* a;  // A of all matrices that the product joins, one below the other; null: nothing is added
-  const float* b;   // [.., 16] of B, scaled
-  const struct Share { int32_t first, rank, at; }* shares;  // of each panel: its ranks among those of A, its row in b
+  const void* b;    // [.., 16] of B
+  const struct Share {  // of each panel: its ranks among those of A, its row in b, and what the two are multiplied by
+    int32_t first, rank, at;
+    float scale;
+  }* shares;
+  int32_t bits, unused;  // of a number of B, 32 or 16
 };
 
 enum Kind { EMBED, NORM, LINEAR, FEED, TURN, ATTEND, MERGE, WEIGH, SHRINK };
@@ -252,18 +256,26 @@ static void shrink(const Op& op, const Batch& b, Team& team) {
   });
 }
 
+template <int BITS> static inline F product_of_ranks(const float* shrunk, const uint8_t* column, int rank) {
+  F sum = all(0.0f);
+  for (int r = 0; r < rank; r++, column += LANES * BITS / 8) {
+    __builtin_prefetch(column + rank * LANES * BITS / 8);  // of the next panel: each adapter lies somewhere else
+    sum = fma(all(shrunk[r]), BITS == 32 ? load((const float*)column) : load_brain((const uint16_t*)column), sum);
+  }
+  return sum;
+}
+
 // The sum of a row and a panel, with what the row's adapter adds. Other rows keep their bits.
 static inline F adapted(const Op& op, const Batch& b, int64_t row, int64_t panel, F sum) {
   if (!b.adapters || !op.target) return sum;
   const Update* update = update_of(op, b, b.owner[row]);
   if (!update) return sum;
   const Update::Share& share = update->shares[panel];
-  const float *shrunk = b.shrunk + row * b.shrunk_width + share.first, *column = update->b + (int64_t)share.at * LANES;
-  for (int r = 0; r < share.rank; r++) {
-    __builtin_prefetch(column + (r + share.rank) * LANES);  // of the next panel: each adapter lies somewhere else
-    sum = fma(all(shrunk[r]), load(column + r * LANES), sum);
-  }
-  return sum;
+  if (!share.rank) return sum;
+  const float* shrunk = b.shrunk + row * b.shrunk_width + share.first;
+  const uint8_t* column = (const uint8_t*)update->b + (int64_t)share.at * LANES * update->bits / 8;
+  F made = update->bits == 32 ? product_of_ranks<32>(shrunk, column, share.rank) : product_of_ranks<16>(shrunk, column, share.rank);
+  return fma(all(share.scale), made, sum);
 }
 
 // ---- products ------------------------------------------------------------------------------------------------

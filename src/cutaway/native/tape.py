@@ -98,10 +98,18 @@ class Rows(Structure):
         return x
 
 
+class Share(Structure):
+    """Which ranks a panel of 16 outputs reads."""
+
+    _fields_ = (("first", c_int32), ("rank", c_int32), ("at", c_int32), ("scale", c_float))
+
+
 class Update(Structure):
     """What an adapter adds to the product of one operation; see `Update` in kernels.cpp."""
 
-    _fields_ = (("a", POINTER(Matrix)), ("b", c_void_p), ("shares", c_void_p))
+    _fields_ = (
+        ("a", POINTER(Matrix)), ("b", c_void_p), ("shares", POINTER(Share)), ("bits", c_int32), ("unused", c_int32)
+    )  # fmt: skip
 
 
 class Op(Structure):

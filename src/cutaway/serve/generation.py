@@ -24,7 +24,7 @@ from cutaway.serve.connection import EventStream, while_connected
 from cutaway.serve.errors import ApiError
 from cutaway.serve.metrics import Metrics
 from cutaway.serve.schemas import Drawing
-from cutaway.serve.served import Models, Served, adapted, adapters_of
+from cutaway.serve.served import Models, Served, adapted
 from cutaway.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -52,7 +52,7 @@ def find_decoder(request: Request, name: str) -> Served:
 
 def _found(name: str, served: Served | None, models: Models) -> Served:
     if served is None:
-        known = ", ".join(n for some in models.values() for n in (some.name, *adapters_of(some)))
+        known = ", ".join(n for some in models.values() for n in (some.name, *some.adapters))
         raise ApiError(404, f"no model {name!r} here; there is {known}", param="model", code="model_not_found")
     requestlog.current().model = name
     return served

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from cutaway.serve.generation import Json, find_adapted
-from cutaway.serve.served import Served, adapters_of
+from cutaway.serve.served import Served
 
 router = APIRouter()
 
@@ -36,7 +36,7 @@ async def health(request: Request) -> Response:
 
 def with_adapters(served: Served) -> list[Served]:
     """The model with each of its adapters."""
-    return [replace(served, adapter=name) for name in adapters_of(served)]
+    return [replace(served, adapter=name) for name in served.adapters]
 
 
 def described(served: Served) -> Json:

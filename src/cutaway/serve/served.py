@@ -46,6 +46,11 @@ class Served:
         return self.service.engine.context if self.service else self.loaded.spec.context
 
     @property
+    def adapters(self) -> list[str]:
+        """The names of those that it has loaded."""
+        return [*self.service.engine.adapters.loaded] if self.service else []
+
+    @property
     def alive(self) -> bool:
         return self.service is None or self.service.alive
 
@@ -58,14 +63,9 @@ class Served:
 Models = Mapping[str, Served]
 
 
-def adapters_of(served: Served) -> list[str]:
-    """The names of the adapters that it has loaded."""
-    return [*served.service.engine.adapters.loaded] if served.service else []
-
-
 def adapted(models: Models, name: str) -> Served | None:
     """The model that has an adapter of that name, to compute with it."""
-    return next((replace(served, adapter=name) for served in models.values() if name in adapters_of(served)), None)
+    return next((replace(served, adapter=name) for served in models.values() if name in served.adapters), None)
 
 
 def serve_model(
