@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.engine.cache import Paged, Pool, Spans
+from cutaway.engine.cache import Paged, Part, Pool, Spans
 from cutaway.engine.graph import ADAPTIVE, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
+from cutaway.engine.paged_attention import DTYPES, available, plain, tokens_of_tile
+from cutaway.engine.replay import Inputs, Replay, Together, compute, laid_out, moved, replayable, tabled
 from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
 from cutaway.models.decoder import Decoder, EncoderDecoder
@@ -24,6 +26,9 @@ from cutaway.weights.checkpoint import Checkpoint
 
 Batch = list[Span[Sequence]]
 SCRATCH = 1 << 22  # float32 numbers, for attention over long texts
+ROOM = 1 << 30  # bytes for keys and values where nobody says
+SHARE = 0.8  # of what a GPU has free
+FEW = 64  # rows of the largest step that is recorded and replayed
 
 
 class Runner(Protocol):
@@ -37,6 +42,11 @@ class Runner(Protocol):
     @property
     def page_bytes(self) -> int:
         """What a page takes."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Bytes for keys and values where nobody says."""
         ...
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
@@ -63,13 +73,17 @@ def tokens_of(span: Span[Sequence]) -> list[int]:
 
 
 class Modules:
-    """The model's own modules: every architecture, on any device, rounded as PyTorch does."""
+    """The model's own modules: every architecture, on any device, rounded as PyTorch does.
+
+    fused: one kernel answers the plain questions of the whole batch, and small steps are replayed; if None, on a GPU.
+    """
 
     size = PAGE
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
+    def __init__(self, model: Decoder, fused: bool | None = None) -> None:
+        self.model, self.fused = model, available(model.device) if fused is None else fused
         self.memories: dict[Sequence, Paged] = {}
+        self.replays: dict[int, Replay] = {}
 
     @property
     def spec(self) -> Spec:
@@ -79,18 +93,39 @@ class Modules:
     def page_bytes(self) -> int:
         return Pool.bytes_of_page(self.spec, self.model.dtype, self.size)
 
+    @property
+    def room(self) -> int:
+        gpu = self.model.device.type == "cuda"
+        return int(SHARE * torch.cuda.mem_get_info(self.model.device)[0]) if gpu else ROOM
+
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
-        self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
+        self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages + self.fused, self.size)
+        self.tile, self.pages = tokens_of_tile(self.spec), -(-context // self.size) + 1
+        self.few = FEW if self.fused and replayable(self.model) else 0
+        self.memory = torch.cuda.graph_pool_handle() if self.few and self.model.device.type == "cuda" else None
 
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
-        device = self.model.device
-        tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
-        positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
-        context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
-        hidden_TD = self.model(tokens_T, positions_T, context)
-        return self.model.logits(hidden_TD[wanted]).float().cpu()
+        ids = [token for span in spans for token in tokens_of(span)]
+        pieces = [(start, count, s.table, s.limit) for s, start, count in spans]
+        with torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext():
+            if len(ids) <= self.few:
+                return self._replay(len(ids))(ids, pieces, wanted).cpu()
+            inputs = moved(laid_out(ids, pieces, wanted, self.size, self.tile), self.model.device)
+            return compute(self.model, inputs, self._context(spans, inputs)).cpu()
+
+    def _context(self, spans: Batch, inputs: Inputs) -> Spans:
+        whole = self.fused and self.model.dtype in DTYPES and all(map(plain, self.spec.layers))
+        parts: list[Part] = [] if whole else [(self._memory(s, start), start, count) for s, start, count in spans]
+        return Together(self.pool, inputs, self.tile, parts) if self.fused else Spans(parts)
+
+    def _replay(self, rows: int) -> Replay:
+        """Of the next power of two; the first time it is made."""
+        rows = 1 << (rows - 1).bit_length()
+        if rows not in self.replays:
+            self.replays[rows] = Replay(self.model, self.pool, rows, self.pages, self.tile, memory=self.memory)
+        return self.replays[rows]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """See `Runner`."""
@@ -157,6 +192,10 @@ class Native:
     def page_bytes(self) -> int:
         return Pool.bytes_of_page(self.spec, torch.float16, self.size)
 
+    @property
+    def room(self) -> int:
+        return ROOM
+
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
         self.graph = Graph(self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows)
@@ -164,11 +203,8 @@ class Native:
 
     def run(self, spans: Batch, wanted: list[int]) -> Tensor:
         """See `Runner`."""
-        tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
-        for row, (sequence, _, _) in zip(tables, spans, strict=True):
-            row[: len(sequence.table)] = sequence.table
-        ids = [token for span in spans for token in tokens_of(span)]
-        batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
+        tables, ids = tabled([s.table for s, _, _ in spans]), [token for span in spans for token in tokens_of(span)]
+        batch = batch_of(ids, [span[1:] for span in spans], torch.from_numpy(tables), wanted, self.scratch)
         threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
         logits_RV = self.graph(batch, threads)
         if not self.threads:
