@@ -17,6 +17,7 @@ from kit.mutants import (
     losses,
     models,
     norms,
+    paged,
     pages,
     positions,
     questions,
@@ -49,6 +50,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *inside.MUTANTS,
     *budget.MUTANTS,
     *denoising.MUTANTS,
+    *paged.MUTANTS,
     *pages.MUTANTS,
     *vectors.MUTANTS,
 )

@@ -24,6 +24,7 @@ from kit.proofs import (
     models,
     norms,
     packed,
+    paged,
     pages,
     positions,
     questions,
@@ -57,6 +58,7 @@ PROOFS: dict[str, Callable[[], object]] = {
     **denoising.PROOFS,
     **vectors.PROOFS,
     **packed.PROOFS,
+    **paged.PROOFS,
     **grouped.PROOFS,
     **pages.PROOFS,
 }
