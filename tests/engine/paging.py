@@ -1,10 +1,10 @@
-"""Attention over scattered pages: the kernel's answer and the definition's; the kernel on a GPU or in the interpreter."""
+"""Attention over scattered pages: the kernel's answer, on a GPU or in Triton's interpreter, and the definition's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Any
 
@@ -59,7 +59,7 @@ class Case:
     size: int = 4
     tile: int = 16
     spans: tuple[tuple[int, int], ...] = ((0, 5), (7, 1), (13, 20))
-    question: Question = Question(0.3)
+    question: Question = field(default_factory=lambda: Question(0.3))
     dtype: torch.dtype = torch.float32
 
 

@@ -21,7 +21,8 @@ for chip, dtype in itertools.product((80, 90), ("bf16", "fp32")):
     kinds = dict.fromkeys(("q", "k", "v", "out", "sinks"), f"*{dtype}") | dict.fromkeys(("tiles", "tables"), "*i64")
     kinds |= dict.fromkeys(("scale", "softcap"), "fp32") | dict.fromkeys(("window", "pages"), "i32")
     sizes = dict(SIZE=32, HEADS=9, KV_HEADS=3, WIDTH=24, WIDE=32, TOKENS=16, SHARED=4, KEYS=64, CAPPED=1, SINKS=1)
-    source = ASTSource(kernel, kinds | dict.fromkeys(sizes, "constexpr"), {(kernel.arg_names.index(n),): v for n, v in sizes.items()})
+    fixed = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
+    source = ASTSource(kernel, kinds | dict.fromkeys(sizes, "constexpr"), fixed)
     done = triton.compile(source, target=GPUTarget("cuda", chip, 32), options={"num_warps": 4, "num_stages": 2})
     made[f"{chip} {dtype}"] = [len(done.asm["cubin"]), "mma" in done.asm["ptx"], done.metadata.shared]
 print(json.dumps(made))

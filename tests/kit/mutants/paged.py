@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from kit.mutation import edit, mutants
 
-KERNEL, LAID = "cutaway.engine.paged_kernel:paged", "cutaway.engine.replay:laid_out"
+KERNEL, REPLAY = "cutaway.engine.paged_kernel:paged", "cutaway.engine.replay:"
+LAID, STEP = REPLAY + "laid_out", REPLAY + "Replay.__call__"
 
 # fmt: off
 MUTANTS = mutants(
@@ -26,5 +27,10 @@ MUTANTS = mutants(
     ("paged: sinks that weigh nothing", "paged sinks", edit(KERNEL, "tl.full([TOKENS * SHARED], 1.0", "tl.full([TOKENS * SHARED], 0.0")),
     ("paged: sinks of another group", "paged sinks", edit(KERNEL, "sinks + head_M", "sinks + m_M % SHARED")),
     ("paged: tiles counted from the batch's beginning", "paged plain", edit(LAID, "(positions_T - start_B[owner_T]) % tile", "np.arange(len(ids)) % tile")),
+    ("replay: a spare page that somebody has", "replayed", edit(STEP, "// self.pool.size - 1", "// self.pool.size * 0")),
+    ("replay: rows in reverse", "replayed", edit(STEP, "[:len(wanted)]", "[:len(wanted)].flip(0)")),
+    ("replay: keys and values change places", "replayed", edit(REPLAY + "Together.attend", "= (k_TGK, v_TGK)", "= (v_TGK, k_TGK)")),
+    ("replay: all of a page in its first slot", "replayed", edit(LAID, "* size + positions_T % size", "* size")),
+    ("replay: rows wanted counted in each sequence", "replayed", edit(REPLAY + "compute", "hidden_TD[inputs.wanted_R]", "hidden_TD[inputs.positions_T[inputs.wanted_R] % len(hidden_TD)]")),
 )
 # fmt: on
