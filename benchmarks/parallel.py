@@ -163,8 +163,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "engines": {label: {"prefill": _spread(a), "decode": _spread(b)} for label, (a, b) in rates.items()},
             }
         )
-    return {"model": name, "prompt": args.prompt, "new": args.new, "threads": args.threads, "device": args.device, "rows": rows,
-            "machine": machine().model_dump(), "versions": versions()}  # fmt: skip
+    asked = {"model": name} | {key: getattr(args, key) for key in ("prompt", "new", "threads", "device")}
+    return asked | {"rows": rows, "machine": machine().model_dump(), "versions": versions()}
 
 
 def _spread(values: list[float]) -> list[float]:

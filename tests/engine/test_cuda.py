@@ -17,7 +17,7 @@ from cutaway.engine.drafter import PromptLookup
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.paged_attention import DTYPES, tokens_of_tile
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.replay import Replay, compute
+from cutaway.engine.replay import Replay, Together, compute, laid_out, moved
 from cutaway.engine.runner import Modules
 from cutaway.errors import NotFound
 from cutaway.models.decoder import Decoder
@@ -68,15 +68,12 @@ def test_what_is_replayed_has_the_bits_of_what_was_recorded(name, dtype):
 
 
 @pytest.mark.parametrize("name", SPECS)
-@torch.inference_mode()
-def test_replayed_steps_are_those_of_the_processor(name):
+def test_replies_are_those_of_the_processor(name):
     made, got = model(SPECS[name]()), {}
     for device in ("cpu", "cuda"):
-        runner = Modules(made.to(device))
-        runner.allocate(8, 128, 64, 64)
-        runner.few = 0 if device == "cpu" else 16
-        engine = Engine(runner, tokenizer(), context=128, budget=12)
-        sequences = [engine.add(list(range(1, n)), SamplingParams(temperature=0, max_tokens=8)) for n in (40, 7)]
+        engine = Engine(made.to(device), tokenizer(), context=128, budget=12)
+        params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+        sequences = [engine.add([*range(1, n)], params) for n in (40, 7)]
         while engine.busy:
             engine.step()
         got[device] = [sequence.reply for sequence in sequences]
@@ -139,20 +136,12 @@ def test_smollm2_says_the_same_as_on_the_processor():
     assert replies["cuda"] == replies["cpu"]
 
 
-def test_the_operations_of_a_long_step_are_those_of_a_padded_one():
-    """The same spans, as they are and padded to 16 rows: the same logits within rounding."""
-    made = decoder(window=7).to("cuda")
-    runner = Modules(made)
-    runner.allocate(8, 64, 64, 64)
-    pieces, ids = [(0, 5, [1], 9), (0, 6, [2], 9)], [*range(11)]
+def test_a_step_is_the_same_padded_and_as_it_is():
+    """Within rounding: products of other shapes are other operations."""
+    made, pieces, ids, wanted = decoder(window=7).to("cuda"), [(0, 5, [1], 9), (0, 6, [2], 9)], [*range(11)], [4, 10]
+    pool, tile = Pool(made.spec, made.dtype, made.device, 4, 32), tokens_of_tile(made.spec)
     with torch.inference_mode():
-        padded = Replay(made, runner.pool, 16, 3, runner.tile)(ids, pieces, [4, 10]).clone()
-        inputs = runner_inputs(runner, ids, pieces)
-        plain = compute(made, inputs, runner._context([], inputs))
+        padded = Replay(made, pool, 16, 3, tile)(ids, pieces, wanted).clone()
+        inputs = moved(laid_out(ids, pieces, wanted, 32, tile), made.device)
+        plain = compute(made, inputs, Together(pool, inputs, tile, []))
     torch.testing.assert_close(padded, plain, atol=1e-4, rtol=1e-4)
-
-
-def runner_inputs(runner: Modules, ids: list[int], pieces):
-    from cutaway.engine.replay import laid_out, moved
-
-    return moved(laid_out(ids, pieces, [4, 10], runner.size, runner.tile), runner.model.device)
