@@ -48,9 +48,9 @@ def test_what_a_step_must_know_is_laid_out():
     assert tables == [[4, 2, 7], [1, 0, 0]]
 
 
-REQUESTS = [(9, SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)),
-            (40, SamplingParams(seed=3, max_tokens=5, ignore_eos=True)),
-            (1, SamplingParams(seed=4, max_tokens=6, ignore_eos=True))]  # fmt: skip
+REQUESTS = [(9, SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)),
+            (20, SamplingParams(seed=3, max_tokens=3, ignore_eos=True)),
+            (1, SamplingParams(seed=4, max_tokens=4, ignore_eos=True))]  # fmt: skip
 
 
 def told(model: Decoder, fused: bool, **limits: int) -> tuple[list[list[tuple[int, float]]], Modules]:

@@ -62,10 +62,11 @@ def paged_attention(
     tiles_N4: of each tile the first row of q, how many rows (at most `tile`), the position of the first, and which row
     of tables_BP has its sequence's pages, of `size` tokens, in order. A row in no tile is not written.
     """
-    (_, heads, width), kv_heads, out_THK = q_THK.shape, k_SGK.shape[1], torch.empty_like(q_THK)
-    wide, sinks_H = max(16, _power(width)), question.sinks_H
+    (_, heads, width), kv_heads, sinks_H = q_THK.shape, k_SGK.shape[1], question.sinks_H
+    q_THK, wide = q_THK.contiguous(), max(16, _power(width))
+    out_THK = torch.empty_like(q_THK)
     kernel()[(len(tiles_N4), kv_heads)](
-        q_THK.contiguous(), k_SGK, v_SGK, out_THK, tiles_N4, tables_BP, q_THK if sinks_H is None else sinks_H,
+        q_THK, k_SGK, v_SGK, out_THK, tiles_N4, tables_BP, q_THK if sinks_H is None else sinks_H,
         question.scale, question.softcap or 0.0, question.window or 1 << 30, tables_BP.shape[1],
         SIZE=size, HEADS=heads, KV_HEADS=kv_heads, WIDTH=width, WIDE=wide,
         TOKENS=tile, SHARED=max(_power(heads // kv_heads), 16 // tile),
