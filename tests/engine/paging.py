@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from random import Random
 from types import FunctionType
 from typing import Any
 
@@ -18,7 +19,7 @@ from cutaway.engine.paged_kernel import paged
 from cutaway.engine.replay import laid_out, moved
 from cutaway.nn.attention import Question, attention_weights
 
-PAGES = 60
+PAGES = 300
 
 
 @contextmanager
@@ -63,7 +64,20 @@ class Case:
     dtype: torch.dtype = torch.float32
 
 
+def random_case(seed: int) -> Case:
+    """Any heads, width, pages, tiles, spans and question."""
+    dice = Random(seed)
+    kv_heads, size = dice.choice((1, 2, 3)), dice.choice((1, 4, 16, 32))
+    heads = kv_heads * dice.choice((1, 2, 3, 5, 8))
+    spans = tuple((dice.choice((0, dice.randrange(60))), n) for n in (1, dice.randrange(1, 40), dice.randrange(1, 20)))
+    sinks_H = torch.randn(heads, generator=torch.Generator().manual_seed(seed)) if dice.random() < 0.4 else None
+    window, softcap = dice.choice((None, dice.randrange(1, 40))), dice.choice((None, 1.5))
+    question = Question(dice.uniform(0.1, 0.5), window=window, softcap=softcap, sinks_H=sinks_H)
+    return Case(heads, kv_heads, dice.randrange(1, 80), size, dice.choice((1, 2, 8, 16)), spans, question)
+
+
 CASES = {
+    **{f"random {seed}": random_case(seed) for seed in range(6)},
     "plain": Case(),
     "window": Case(question=Question(0.3, window=7)),
     "window of one": Case(question=Question(0.3, window=1)),

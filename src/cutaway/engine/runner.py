@@ -100,6 +100,7 @@ class Modules:
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
+        self.replays.clear()
         self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages + self.fused, self.size)
         self.tile, self.pages = tokens_of_tile(self.spec), -(-context // self.size) + 1
         self.few = FEW if self.fused and replayable(self.model) else 0
