@@ -126,7 +126,9 @@ def engines(args: argparse.Namespace) -> dict[str, Run]:
     """What there is to compare."""
     context, most, path = args.prompt + args.new + 16, max(args.batches), load(args.model, "stored").checkpoint.path
     makers: dict[str, Callable[[], Run]] = {
-        "cutaway": lambda: cutaway_run(args.model, context, most, args.device),
+        f"cutaway, {'as stored' if args.device == 'cpu' else 'bfloat16'}": lambda: cutaway_run(
+            args.model, context, most, args.device
+        ),
         "llama.cpp, as stored": lambda: llama_cpp_run(path, context, most, args.threads),
         "transformers, bfloat16": lambda: transformers_run(args.model, args.device),
     }

@@ -49,7 +49,7 @@ def test_the_kernels_bits_do_not_depend_on_the_company(name, dtype):
     same_bits(replace(SHAPES[name], dtype=dtype), "cuda")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SPECS)
 @torch.inference_mode()
 def test_what_is_replayed_has_the_bits_of_what_was_recorded(name, dtype):
