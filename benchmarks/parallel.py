@@ -1,11 +1,13 @@
 """Many replies at once, beside llama.cpp and transformers: total tokens/s of decoding, interleaved in one process.
 
     python benchmarks/parallel.py smollm2-135m-instruct --threads 2 --rounds 3 --batches 1 4 8 16 32
+    python benchmarks/parallel.py smollm2-135m-instruct --device cuda
 
 Each sequence has a prompt of its own and all decode greedily the same number of tokens. Prompts are read first; their
 rate is the prefill column. Ours is the whole engine, scheduler and sampler included, on weights as stored; llama.cpp
 decodes one batch per step on the same file (best token by numpy, no sampler); transformers runs `generate` in bfloat16
-on the dequantized weights. Figures: minimum/median/maximum.
+on the dequantized weights. On a GPU ours are the modules in bfloat16, and llama.cpp is left out. Figures:
+minimum/median/maximum.
 
 Needs `pip install cutaway[test,llamacpp]`; an engine that is not installed is left out and said to be.
 """
@@ -37,9 +39,10 @@ Prompts = list[list[int]]
 Run = Callable[[Prompts, int], tuple[float, float]]  # prompts, new tokens -> seconds of reading, of decoding
 
 
-def cutaway_run(name: str, context: int, most: int) -> Run:
+def cutaway_run(name: str, context: int, most: int, device: str) -> Run:
     """Ours. Prompts that are alike would be shared; these are not."""
-    engine = engine_of(load(name, "stored"), context=context, running=most)
+    loaded = load(name, "stored" if device == "cpu" else "bfloat16", device)
+    engine = engine_of(loaded, context=context, running=most)
 
     def run(prompts: Prompts, new: int) -> tuple[float, float]:
         params = SamplingParams(temperature=0, max_tokens=new + 1, ignore_eos=True)
@@ -92,26 +95,27 @@ def llama_cpp_run(path: Path, context: int, most: int, threads: int) -> Run:
     return run
 
 
-def transformers_run(name: str) -> Run:
+def transformers_run(name: str, device: str) -> Run:
     """transformers' `generate` over one rectangular batch."""
     import transformers
 
     loaded = load(name)
     with tempfile.TemporaryDirectory() as folder:
         save_directory(loaded.model, loaded.tokenizer, Path(folder) / "model", torch.float32)
-        model = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.bfloat16).eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.bfloat16)
+        model = model.eval().to(device)
 
     def timed(ids: torch.Tensor, count: int) -> float:
         began = time.perf_counter()
         mask = torch.ones_like(ids)
         model.generate(
             ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
-        )
+        ).cpu()  # when it is there, it is done
         return time.perf_counter() - began
 
     @torch.inference_mode()
     def run(prompts: Prompts, new: int) -> tuple[float, float]:
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=device)
         first = timed(ids, 1)
         return first, timed(ids, new + 1) - first
 
@@ -122,10 +126,14 @@ def engines(args: argparse.Namespace) -> dict[str, Run]:
     """What there is to compare."""
     context, most, path = args.prompt + args.new + 16, max(args.batches), load(args.model, "stored").checkpoint.path
     makers: dict[str, Callable[[], Run]] = {
-        "cutaway, as stored": lambda: cutaway_run(args.model, context, most),
+        f"cutaway, {'as stored' if args.device == 'cpu' else 'bfloat16'}": lambda: cutaway_run(
+            args.model, context, most, args.device
+        ),
         "llama.cpp, as stored": lambda: llama_cpp_run(path, context, most, args.threads),
-        "transformers, bfloat16": lambda: transformers_run(args.model),
+        "transformers, bfloat16": lambda: transformers_run(args.model, args.device),
     }
+    if args.device != "cpu":
+        del makers["llama.cpp, as stored"]
     found = {}
     for label, make in makers.items():
         try:
@@ -157,8 +165,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "engines": {label: {"prefill": _spread(a), "decode": _spread(b)} for label, (a, b) in rates.items()},
             }
         )
-    return {"model": name, "prompt": args.prompt, "new": args.new, "threads": args.threads, "rows": rows,
-            "machine": machine().model_dump(), "versions": versions()}  # fmt: skip
+    asked = {"model": name} | {key: getattr(args, key) for key in ("prompt", "new", "threads", "device")}
+    return asked | {"rows": rows, "machine": machine().model_dump(), "versions": versions()}
 
 
 def _spread(values: list[float]) -> list[float]:
@@ -168,7 +176,8 @@ def _spread(values: list[float]) -> list[float]:
 def show(result: dict[str, Any]) -> None:
     """The table, then one line of JSON."""
     table = Table(
-        title=f"{result['model']}, prompts of {result['prompt']}, {result['new']} new, {result['threads']} threads"
+        title=f"{result['model']} on {result['device']}, prompts of {result['prompt']}, {result['new']} new, "
+        f"{result['threads']} threads"
     )
     for column in ("batch", "engine", "prefill tokens/s", "decode tokens/s", "ours is"):
         table.add_column(column, justify="left" if column == "engine" else "right")
@@ -187,6 +196,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=48, help="tokens that each reply gets")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     show(measure(parser.parse_args()))

@@ -13,6 +13,8 @@ from cutaway.weights import sources
 
 
 def pytest_configure() -> None:
+    if not torch.cuda.is_available():  # before anything imports Triton, so that its kernels run with numpy
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 

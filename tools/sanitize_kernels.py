@@ -129,7 +129,7 @@ def answers(march: str) -> None:
     asked.asked(spans, march, threads, random.choice([1, 1 << 20]))
     count = sum(n for _, _, n in spans)
     x, turning = tapes.rows(torch.randn(count, (heads[0] + 2 * kv_heads) * width)), random.choice([0, 8, width])
-    tables = asked.tables[[i for i, _, _ in spans]].contiguous()
+    tables = asked.tables[[i for i, _, _ in spans]].tolist()
     norms = random.choice([None, torch.randn(width)])
     tape = Tape(march)
     tape.add(

@@ -129,7 +129,7 @@ Spans = list[tuple[int, int]]
 
 def step(graph: Graph, ids: list[int], spans: Spans, tables: list[list[int]], **how: Any) -> Tensor:
     """Logits of all tokens."""
-    batch = batch_of(ids, spans, torch.tensor(tables, dtype=torch.int32), range(len(ids)), torch.zeros(1 << 16))
+    batch = batch_of(ids, spans, tables, range(len(ids)), torch.zeros(1 << 16))
     return torch.stack([row.values_V for row in graph(batch, how.get("threads", 1))])
 
 

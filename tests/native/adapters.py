@@ -59,8 +59,7 @@ class Case:
                 **more,
             )
         spans = [(0, self.counts[i]) for i in chosen]
-        tables = torch.zeros(len(spans), 1, dtype=torch.int32)
-        batch = batch_of([0] * count, spans, tables, [0], torch.zeros(1))
+        batch = batch_of([0] * count, spans, [[0] for _ in spans], [0], torch.zeros(1))
         adapt(batch, [Adapted(targets, self.adapters[i]) if self.adapters[i] else None for i in chosen])
         tape.run(batch, threads)
         return outs[0].floats.clone(), outs[1].floats.clone()

@@ -54,7 +54,7 @@ class Texts:
                 softcap=question.softcap or 0.0, sinks=question.sinks_H, in_=given, out=out, keys=self.keys,
                 values=self.values, quantize=1, coded=int(self.coded),
             )  # fmt: skip
-        tables = self.tables[[i for i, _, _ in spans]].contiguous()
+        tables = self.tables[[i for i, _, _ in spans]].tolist()
         tape.run(batch_of(range(len(q)), [span[1:] for span in spans], tables, [0], torch.zeros(scratch)), threads)
         return out
 

@@ -71,8 +71,8 @@ def rows(x_TK: Tensor) -> Rows:
 
 def flat(count: int, wanted: range | list[int] | None = None) -> Batch:
     """One sequence of `count` tokens."""
-    tables = torch.arange(-(-count // 32), dtype=torch.int32)[None]
-    return batch_of(range(count), [(0, count)], tables, range(count) if wanted is None else wanted, torch.zeros(1))
+    table = range(-(-count // 32))
+    return batch_of(range(count), [(0, count)], [table], range(count) if wanted is None else wanted, torch.zeros(1))
 
 
 def play(batch: Batch, kind: Kind, march: str = "native", threads: int = 1, **fields: Any) -> None:

@@ -191,7 +191,7 @@ def test_turn(norm, turning, coded):
     half = turning // 2
     x = rows(x_THE.flatten(1))
     keys, values = empty(4, G, E, coded), empty(4, G, E, coded)
-    tables = torch.tensor([[3, 1], [0, 9]], dtype=torch.int32)
+    tables = [[3, 1], [0, 9]]
     tape = Tape()
     tape.add(
         Kind.TURN, in_=x, heads=H, kv_heads=G, head_dim=E, turning=turning, keys=keys, values=values,

@@ -82,7 +82,7 @@ def kept() -> bool:
     """Whether keys and values of 8 bits come into pages as PyTorch rounds them."""
     x_TGE, at = torch.randn(7, 3, 64), torch.arange(30, 37)
     pages = [empty(2, 1, 64, True) for _ in range(2)]
-    batch = batch_of([0] * 7, [(30, 7)], torch.tensor([[1, 0]], dtype=torch.int32), [0], torch.zeros(1))
+    batch = batch_of([0] * 7, [(30, 7)], [[1, 0]], [0], torch.zeros(1))
     how = {"heads": 1, "kv_heads": 1, "head_dim": 64, "coded": 1, "keys": pages[0], "values": pages[1]}
     play(batch, Kind.TURN, PORTABLE, in_=rows(x_TGE.flatten(1)), **how)
     page_T, slot_T, same = 1 - at // 32, at % 32, []

@@ -75,19 +75,20 @@ class Engine:
 
     model: a decoder, computed by its own modules, or another `Runner`. context: longest prompt plus reply, at most the
     model's own and what the cache holds. budget: new tokens per step over all sequences, so that a long prompt is
-    computed in chunks while others go on. running: sequences at a time. cache: bytes for keys and values.
-    drafter: proposes tokens, so that a step may give several; they are those that would have come anyway.
+    computed in chunks while others go on. running: sequences at a time. cache: bytes for keys and values; by
+    default the runner's `room`. drafter: proposes tokens, so that a step may give several; they are those that would
+    have come anyway.
     """
 
     def __init__(
         self, model: Decoder | Runner, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512,
-        running: int = 16, cache: int = 1 << 30, drafter: Drafter | None = None,
+        running: int = 16, cache: int | None = None, drafter: Drafter | None = None,
     ) -> None:  # fmt: skip
         self.runner: Runner = model if hasattr(model, "allocate") else Modules(model)  # type: ignore[arg-type,assignment]
         self.tokenizer, self.drafter = tokenizer, drafter
         spec, size = self.runner.spec, self.runner.size
         wanted, running = min(context or spec.context, spec.context), min(running, budget)
-        pages = pages_for(self.runner, wanted, running, cache)
+        pages = pages_for(self.runner, wanted, running, self.runner.room if cache is None else cache)
         self.context, self.limit = min(wanted, pages * size), running
         self.scheduler: Scheduler[Sequence] = Scheduler(
             Pages(pages, size), places=running, budget=budget, queue=sys.maxsize

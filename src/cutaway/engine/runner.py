@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cutaway.engine.adapters import Changes, Fitted, Twin, changes
-from cutaway.engine.cache import Paged, Pool, Spans, kept_of
+from cutaway.engine.cache import Paged, Part, Pool, Spans, kept_of
 from cutaway.engine.graph import ADAPTIVE, KEPT, PAGE, Graph, refusal
 from cutaway.engine.matrices import OfCheckpoint, Source
+from cutaway.engine.paged_attention import DTYPES, available, plain, tokens_of_tile
+from cutaway.engine.replay import Inputs, Replay, Together, laid_out, moved, replayable
 from cutaway.engine.sampler import Logits
 from cutaway.engine.sequence import Sequence
 from cutaway.engine.span import Span
@@ -31,6 +33,9 @@ from cutaway.weights.checkpoint import Checkpoint, Loaded
 
 Batch = list[Span[Sequence]]
 SCRATCH = 1 << 22  # float32 numbers, for attention over long texts
+ROOM = 1 << 30  # bytes for keys and values where nobody says
+SHARE = 0.8  # of what a GPU has free
+FEW = 64  # rows of the largest step that is recorded and replayed
 
 
 class Runner(Protocol):
@@ -44,6 +49,11 @@ class Runner(Protocol):
     @property
     def page_bytes(self) -> int:
         """What a page takes."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """Bytes for keys and values where nobody says."""
         ...
 
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
@@ -77,16 +87,18 @@ def tokens_of(span: Span[Sequence]) -> list[int]:
 class Modules:
     """The model's own modules: every architecture, on any device, rounded as PyTorch does.
 
-    hear: told of each step's spans and their tokens' hidden states, hidden_TD.
+    fused: one kernel answers the plain questions of the whole batch, and small steps are replayed; if None, on a GPU.
+    hear: told of each step's spans and their tokens' hidden states, hidden_TD; such steps are not replayed.
     """
 
     size = PAGE
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model
-        self.twin: Twin | None = None  # as soon as there is an adapter
+    def __init__(self, model: Decoder, fused: bool | None = None) -> None:
+        self.model, self.fused = model, available(model.device) if fused is None else fused
         self.memories: dict[Sequence, Paged] = {}
-        self.hear: Callable[[Batch, Tensor], None] = lambda spans, hidden_TD: None
+        self.replays: dict[int, Replay] = {}
+        self.twin: Twin | None = None  # as soon as there is an adapter
+        self.hear: Callable[[Batch, Tensor], None] | None = None
 
     @property
     def spec(self) -> Spec:
@@ -96,9 +108,18 @@ class Modules:
     def page_bytes(self) -> int:
         return Pool.bytes_of_page(self.spec, self.model.dtype, self.size)
 
+    @property
+    def room(self) -> int:
+        gpu = self.model.device.type == "cuda"
+        return int(SHARE * torch.cuda.mem_get_info(self.model.device)[0]) if gpu else ROOM
+
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
-        self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages, self.size)
+        self.replays.clear()
+        self.pool = Pool(self.spec, self.model.dtype, self.model.device, pages + self.fused, self.size)
+        self.tile, self.pages = tokens_of_tile(self.spec), -(-context // self.size) + 1
+        self.few = FEW if self.fused and replayable(self.model) else 0
+        self.memory = torch.cuda.graph_pool_handle() if self.few and self.model.device.type == "cuda" else None
 
     def fit(self, adapter: Adapter) -> Changes:
         """See `Runner`."""
@@ -107,14 +128,29 @@ class Modules:
 
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
-        device = self.model.device
-        tokens_T = torch.tensor([token for span in spans for token in tokens_of(span)], device=device)
-        positions_T = torch.cat([torch.arange(start, start + count, device=device) for _, start, count in spans])
-        context = Spans([(self._memory(s, start), start, count) for s, start, count in spans])
-        rows = rows_of(spans)
-        hidden_TD = (partial(self.twin, rows) if rows and self.twin else self.model)(tokens_T, positions_T, context)
-        self.hear(spans, hidden_TD)
-        return Logits.each(self.model.logits(hidden_TD[wanted]).float().cpu())
+        ids, rows = [token for span in spans for token in tokens_of(span)], rows_of(spans)
+        pieces = [(start, count, s.table, s.limit) for s, start, count in spans]
+        with torch.cuda.device(self.model.device) if self.model.device.type == "cuda" else nullcontext():
+            if len(ids) <= self.few and not rows and not self.hear:
+                return Logits.each(self._replay(len(ids))(ids, pieces, wanted).cpu())
+            inputs = moved(laid_out(ids, pieces, wanted, self.size, self.tile), self.model.device)
+            model = partial(self.twin, rows) if rows and self.twin else self.model
+            hidden_TD = model(inputs.tokens_T, inputs.positions_T, self._context(spans, inputs))
+            if self.hear:
+                self.hear(spans, hidden_TD)
+            return Logits.each(self.model.logits(hidden_TD[inputs.wanted_R]).float().cpu())
+
+    def _context(self, spans: Batch, inputs: Inputs) -> Spans:
+        whole = self.fused and not self.hear and self.model.dtype in DTYPES and all(map(plain, self.spec.layers))
+        parts: list[Part] = [] if whole else [(self._memory(s, start), start, count) for s, start, count in spans]
+        return Together(self.pool, inputs, self.tile, parts) if self.fused else Spans(parts)
+
+    def _replay(self, rows: int) -> Replay:
+        """Of the next power of two; the first time it is made."""
+        rows = 1 << (rows - 1).bit_length()
+        if rows not in self.replays:
+            self.replays[rows] = Replay(self.model, self.pool, rows, self.pages, self.tile, memory=self.memory)
+        return self.replays[rows]
 
     def copy(self, pairs: list[tuple[int, int]]) -> None:
         """See `Runner`."""
@@ -186,6 +222,10 @@ class Native:
     def page_bytes(self) -> int:
         return KEPT[self.cache] * sum(heads * width for kept in kept_of(self.spec) for heads, width in kept)
 
+    @property
+    def room(self) -> int:
+        return ROOM
+
     def allocate(self, pages: int, context: int, tokens: int, rows: int) -> None:
         """See `Runner`."""
         self.graph = Graph(
@@ -199,11 +239,8 @@ class Native:
 
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
-        tables = np.zeros((len(spans), max(len(span.sequence.table) for span in spans)), np.int32)
-        for row, (sequence, _, _) in zip(tables, spans, strict=True):
-            row[: len(sequence.table)] = sequence.table
-        ids = [token for span in spans for token in tokens_of(span)]
-        batch = batch_of(ids, [(start, count) for _, start, count in spans], tables, wanted, self.scratch)
+        ids, tables = [token for span in spans for token in tokens_of(span)], [span.sequence.table for span in spans]
+        batch = batch_of(ids, [span[1:] for span in spans], tables, wanted, self.scratch)
         adapt(batch, [fitted.made if (fitted := span.sequence.adapter) else None for span in spans])
         threads, began = self.threads or self.pace.choose(len(ids)), time.perf_counter()
         logits = self.graph(batch, threads)

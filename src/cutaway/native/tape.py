@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -23,9 +24,6 @@ def untouched(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu
     if str(device) != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
-
-
-Numbers = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Kind(IntEnum):
@@ -182,21 +180,29 @@ class Tape:
 def batch_of(
     ids: Iterable[int],
     spans: Iterable[tuple[int, int]],
-    tables: Tensor | Numbers,
+    tables: Iterable[Sequence[int]],
     wanted: Iterable[int],
     scratch: Tensor,
 ) -> Batch:  # fmt: skip
-    """ids: of all spans laid end to end. spans: (first position, count) of each sequence. tables: int32 [S, pages].
+    """ids: of all spans laid end to end. spans: (first position, count) of each sequence, tables: its pages, in order.
 
     wanted: tokens of the batch whose logits are asked for. scratch: float32, for attention over long texts.
     """
-    start, count = np.array([*spans], np.int32).T.copy()
-    first = np.concatenate([[0], count.cumsum()]).astype(np.int32)
-    owner = np.arange(len(count), dtype=np.int32).repeat(count)
-    positions = np.arange(first[-1], dtype=np.int32) - (first[:-1] - start).repeat(count)
-    id_T, row_R = np.array([*ids], np.int32), np.array([*wanted], np.int32)
-    arrays = [id_T, positions, owner, first, start, np.ascontiguousarray(tables, np.int32), row_R]
-    sizes = (int(first[-1]), len(row_R), len(count), tables.shape[1])
-    made = Batch(*sizes, *(a.ctypes.data for a in arrays), scratch.data_ptr(), scratch.numel())
-    made.arrays = (arrays, scratch)
+    starts, counts = zip(*spans, strict=True)
+    places = [*enumerate(zip(starts, counts, strict=True))]
+    width, rows = max(map(len, tables := [*tables])), [*wanted]
+    parts = [
+        [*ids],
+        [position for _, (start, count) in places for position in range(start, start + count)],
+        [owner for owner, (_, count) in places for _ in range(count)],
+        [0, *accumulate(counts)],
+        starts,
+        [page for table in tables for page in (*table, *[0] * (width - len(table)))],
+        rows,
+    ]
+    numbers = array("i", [number for part in parts for number in part])
+    at = [numbers.buffer_info()[0] + 4 * before for before in accumulate(map(len, parts), initial=0)]
+    sizes = (sum(counts), len(rows), len(counts), width)
+    made = Batch(*sizes, *at[:-1], scratch.data_ptr(), scratch.numel())
+    made.arrays = (numbers, scratch)
     return made

@@ -57,7 +57,7 @@ class Embedding(nn.Module):
     def forward(self, tokens_T: Tensor, positions_T: Tensor, types_T: Tensor | None = None) -> Tensor:
         x_TD = self.tokens(tokens_T)
         if self.spec.scale != 1.0:  # rounded to the model's dtype first, as Gemma was trained
-            x_TD = x_TD * torch.tensor(self.spec.scale, dtype=x_TD.dtype, device=x_TD.device)
+            x_TD = x_TD * torch.full((), self.spec.scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.positions is not None:
             x_TD = x_TD + self.positions(positions_T + self.spec.first)
         if self.spec.sinusoidal:

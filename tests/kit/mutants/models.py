@@ -186,7 +186,7 @@ BLOCKS = mutants(
     ("stack: layers backwards", "values llama",
         edit(STACK + "transform", "self.block(i)", "self.block(len(self.layers) - 1 - i)")),
     ("embedding: scale dropped", "values gemma3", edit(EMBEDDING, "self.spec.scale != 1.0", "False")),
-    ("embedding: scale by D for sqrt(D)", "values gemma3", edit(EMBEDDING, "torch.tensor(self.spec.scale,", "torch.tensor(self.spec.scale**2,")),
+    ("embedding: scale by D for sqrt(D)", "values gemma3", edit(EMBEDDING, "torch.full((), self.spec.scale,", "torch.full((), self.spec.scale**2,")),
     ("embedding: token type dropped", "values bert", edit(EMBEDDING, "self.types.weight[0]", "x_TD.new_zeros(())")),
     ("embedding: wrong token type", "values bert", edit(EMBEDDING, "self.types.weight[0]", "self.types.weight[1]")),
     ("embedding: norm skipped", "values bert", edit(EMBEDDING, "self.norm is None", "True")),

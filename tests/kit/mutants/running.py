@@ -7,14 +7,15 @@ from __future__ import annotations
 from kit.mutation import edit, mutants
 
 STEP, RUNNER, CACHE = "cutaway.engine.engine:", "cutaway.engine.runner:", "cutaway.engine.cache:"
+REPLAY = "cutaway.engine.replay:"
 ENGINE, MODULES, SENTENCES = STEP + "Engine.", RUNNER + "Modules.", "cutaway.embed.sentences:"
 
 # fmt: off
 MUTANTS = mutants(
     ("engine: positions begin anew with every span", "replies gpt2",
-        edit(MODULES + "run", "torch.arange(start, start + count, device=device)", "torch.arange(count, device=device)")),
+        edit(REPLAY + "laid_out", "count_B.cumsum() - end_B", "count_B.cumsum() - count_B")),
     ("engine: positions one late", "replies gpt2",
-        edit(MODULES + "run", "torch.arange(start, start + count, device=device)", "torch.arange(start + 1, start + count + 1, device=device)")),
+        edit(REPLAY + "compute", "inputs.positions_T", "inputs.positions_T + 1")),
     ("engine: last tokens for next tokens", "replies llama",
         edit(RUNNER + "tokens_of", "sequence.tokens[start:start + count]", "sequence.tokens[len(sequence.tokens) - count:]")),
     ("engine: logits of the token before", "replies llama",
@@ -24,7 +25,7 @@ MUTANTS = mutants(
     ("engine: a piece of the prompt is answered", "replies llama",
         edit(STEP + "_wanted", "if beyond >= 0 else []", "if beyond >= 0 else [end - 1]")),
     ("engine: reply written over the cache's end", "replies llama",
-        edit(MODULES + "run", "Spans([(self._memory(s, start), start, count)", "Spans([(self._memory(s, start), max(start - (count == 1), 0), count)")),
+        edit(MODULES + "_context", "[(self._memory(s, start), start, count)", "[(self._memory(s, start), max(start - (count == 1), 0), count)")),
     ("engine: a wrong draft is kept", "speculated llama",
         edit(ENGINE + "_advance", "event.choice.token != draft or sequence.finish", "draft < 0 or sequence.finish")),
     ("engine: drafts accepted that are not computed", "speculated llama",

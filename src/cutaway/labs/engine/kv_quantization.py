@@ -243,12 +243,13 @@ def natively(model: Decoder, texts: list[Text]) -> float | None:
     longest = max(len(text.tokens) for text in texts)
     pages = -(-longest // PAGE)
     graph = Graph(model.spec, OfModel(model), context=longest, pages=pages, tokens=longest, rows=longest, cache="int8")
-    return mean(_native_loss(graph, text, torch.arange(pages, dtype=torch.int32)[None]) for text in texts)
+    return mean(_native_loss(graph, text, pages) for text in texts)
 
 
-def _native_loss(graph: Graph, text: Text, table: Tensor) -> float:
+def _native_loss(graph: Graph, text: Text, pages: int) -> float:
     count = len(text.tokens)
-    rows = graph(batch_of(text.tokens, [(0, count)], table, range(count), torch.zeros(1)), torch.get_num_threads())
+    batch = batch_of(text.tokens, [(0, count)], [range(pages)], range(count), torch.zeros(1))
+    rows = graph(batch, torch.get_num_threads())
     logits_TV = torch.stack([row.values_V for row in rows])
     loss_T = F.cross_entropy(logits_TV[:-1], torch.tensor(text.tokens[1:]), reduction="none")
     return float(loss_T[text.own_T[1:]].mean())

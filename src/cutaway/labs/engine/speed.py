@@ -125,8 +125,7 @@ def _tape_product(layout: Layout, inputs: int, threads: int) -> Product:
         blocks = torch.randint(0, MODEST, (outputs // LANES, inputs // GROUP, layout.bytes), dtype=torch.uint8)
         tape, x, y = Tape(), Rows.of(rows, inputs), Rows.of(rows, outputs)
         tape.add(Kind.LINEAR, in_=x, out=y, matrix=Matrix.of(Packed(blocks, outputs, inputs, *layout)))
-        nobody = torch.zeros(1, 1, dtype=torch.int32)
-        batch = batch_of([0] * rows, [(0, rows)], nobody, [rows - 1], torch.zeros(1))
+        batch = batch_of([0] * rows, [(0, rows)], [[0]], [rows - 1], torch.zeros(1))
         return lambda: tape.run(batch, threads)
 
     return product
