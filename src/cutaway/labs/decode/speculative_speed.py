@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 
@@ -115,7 +115,9 @@ def speed_up(right: float, guesses: int, cost: float) -> float:
 class Always(Drafter):
     """Guesses `most` tokens whatever became of the last ones; whole: tokens that came of drafts not cut short."""
 
-    whole: list[int]
+    def __init__(self, *how: Any, **settings: Any) -> None:
+        super().__init__(*how, **settings)
+        self.whole: list[int] = []
 
     def worth(self, sequence: Text, company: int) -> int:
         """See `Drafter`."""
@@ -137,7 +139,7 @@ class Planted(Always):
 
     def __init__(self, texts: list[list[int]], right: float, most: int, seed: int) -> None:
         super().__init__(most)
-        self.texts, self.right_share, self.seed, self.whole = texts, right, seed, []
+        self.texts, self.chance, self.seed = texts, right, seed
 
     def propose(self, asked: Asked) -> list[list[int]]:
         """See `Drafter`."""
@@ -150,7 +152,7 @@ class Planted(Always):
         return [token if self._lucky(which, place) else token ^ 1 for place, token in coming]
 
     def _lucky(self, which: int, place: int) -> bool:
-        return random.Random(f"{self.seed} {which} {place}").random() < self.right_share
+        return random.Random(f"{self.seed} {which} {place}").random() < self.chance
 
 
 class EarlyExit(Always, DraftModel):
@@ -158,7 +160,6 @@ class EarlyExit(Always, DraftModel):
 
     def __init__(self, source: str, layers: int, most: int) -> None:
         super().__init__(first_layers(source, layers), most=most)
-        self.whole = []
 
 
 def first_layers(source: str, layers: int) -> Runner:
