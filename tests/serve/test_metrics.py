@@ -123,6 +123,8 @@ def test_guesses_are_counted_by_place():
     assert figures["spec_decode_num_drafts_total", "tiny"] == stats.drafted[0]
     assert figures["spec_decode_num_draft_tokens_total", "tiny"] == stats.drafted.total()
     assert figures["spec_decode_num_accepted_tokens_total", "tiny"] == stats.accepted.total()
+    assert figures["spec_drafted_total", "Seer", "tiny"] == stats.drafted.total()
+    assert figures["spec_accepted_total", "Seer", "tiny"] == stats.accepted.total()
     for place in stats.drafted:
         assert figures["spec_decode_num_accepted_tokens_per_pos_total", str(place), "tiny"] == stats.accepted[place]
 

@@ -74,6 +74,10 @@ class Drafter(ABC):
         sequence.trust[self] = trust
         self.right, self.wrong = self.right + accepted, self.wrong + (accepted < drafted)
 
+    def members(self) -> tuple[Drafter, ...]:
+        """Those who really guess."""
+        return (self,)
+
     def join(self, runner: Runner, context: int, running: int) -> None:
         """Prepare to guess for so many sequences of the model that `runner` computes."""
         return
@@ -148,6 +152,10 @@ class InTurn(Drafter):
     def __init__(self, *drafters: Drafter) -> None:
         super().__init__()
         self.drafters = drafters
+
+    def members(self) -> tuple[Drafter, ...]:
+        """See `Drafter`."""
+        return self.drafters
 
     def propose(self, asked: Asked) -> list[list[int]]:
         """Nothing of its own."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from cutaway.engine.drafter import Drafter
 from cutaway.engine.service import Service
 
 Figure = float | Mapping[str, float] | Mapping[tuple[str, ...], float]  # one, or one for each value of the labels
@@ -46,6 +48,11 @@ def _at_work(service: Service) -> dict[tuple[str, ...], float]:
     return {(str(service.engine.limit), *(",".join(sorted(some)) for some in names)): time.time()}
 
 
+def _by_drafter(service: Service, counts: Callable[[Drafter], Counter[int]]) -> dict[str, float]:
+    drafters = service.engine.drafter.members() if service.engine.drafter else ()
+    return {type(drafter).__name__: counts(drafter).copy().total() for drafter in drafters}
+
+
 # name, help, labels beside the model's, figure
 GAUGES: tuple[Row, ...] = (
     ("num_requests_running", "Sequences being computed.", (), lambda s: len(s.engine.scheduler.running)),
@@ -70,6 +77,13 @@ COUNTERS: tuple[Row, ...] = (
     ("spec_decode_num_draft_tokens", "Tokens guessed.", (), lambda s: sum(_drafted(s).values())),
     ("spec_decode_num_accepted_tokens", "Guesses that were right.", (), lambda s: sum(_accepted(s).values())),
     ("spec_decode_num_accepted_tokens_per_pos", "The same, by place in the draft.", ("position",), _accepted),
+    ("spec_drafted", "Tokens guessed, by whom.", ("drafter",), lambda s: _by_drafter(s, lambda d: d.drafted)),
+    (
+        "spec_accepted",
+        "Guesses that were right, by whose.",
+        ("drafter",),
+        lambda s: _by_drafter(s, lambda d: d.accepted),
+    ),
 )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from cutaway.engine.drafter import Drafter
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
@@ -46,10 +45,10 @@ class Speaker(NamedTuple):
 
 
 @lru_cache(2)
-def speaker(source: str = MODEL, drafter: Drafter | None = None) -> Speaker:
+def speaker(source: str = MODEL) -> Speaker:
     """Of the model that `source` names, kept. Errors: loading's."""
     loaded = load(source, STORED)
-    return Speaker(engine_of(loaded, context=CONTEXT, running=32, drafter=drafter), loaded.tokenizer)
+    return Speaker(engine_of(loaded, context=CONTEXT, running=32), loaded.tokenizer)
 
 
 def repeated(tokens: list[int], size: int = 4) -> float:

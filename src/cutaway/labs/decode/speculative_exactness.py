@@ -8,6 +8,7 @@ the big model draws is decided before anyone guesses, and a guess is right if it
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from cutaway.engine.drafter import PromptLookup
 from cutaway.engine.params import SamplingParams
-from cutaway.labs.decode.speaker import speaker
+from cutaway.labs.decode.speaker import Speaker, speaker
+from cutaway.labs.decode.speculative_speed import Always, EarlyExit, Request, guessed
 from cutaway.labs.evidence import Check, Finding, Words, both, check, table
 from cutaway.labs.knobs import Knob
 from cutaway.labs.lab import Run, lab
@@ -24,11 +26,15 @@ from cutaway.labs.subject import MODEL
 
 P, Q = (0.5, 0.3, 0.2), (0.3, 0.3, 0.4)
 LEAST_P, SURELY_WRONG = 1e-4, 1e-9
-DRAFTER = PromptLookup(shortest=1)
+GUESSES = 4
+
+
+class Texts(Always, PromptLookup):
+    """What the text so far suggests."""
 
 
 class Replies(NamedTuple):
-    """At one temperature: how many replies, how many differ with guesses, steps without and with, tokens guessed."""
+    """With a drafter: how many replies, how many differ from those without; steps without and with; tokens guessed."""
 
     temperature: float
     replies: int
@@ -45,15 +51,16 @@ class Replies(NamedTuple):
         "Is text produced with a draft model really distributed as the big model's own?",
         "借助草稿模型产生的文本，分布真的和大模型自己的一样吗？",
     ),
-    seconds={"quick": 4, "full": 15},
+    seconds={"quick": 6, "full": 40},
 )
 def speculative_exactness(
     run: Run,
     *,
     model: Annotated[str, Knob("the model that speaks", "说话的模型")] = MODEL,
     draws: Annotated[int, Knob("draws of the toy", "玩具模型抽样次数", quick=30_000, min=1000, max=10**7)] = 100_000,
-    prompts: Annotated[int, Knob("prompts", "提示数", quick=4, min=1, max=30)] = 20,
-    length: Annotated[int, Knob("tokens of a reply", "回答的词元数", quick=40, min=2, max=400)] = 100,
+    prompts: Annotated[int, Knob("prompts", "提示数", quick=3, min=1, max=30)] = 20,
+    length: Annotated[int, Knob("tokens of a reply", "回答的词元数", quick=32, min=2, max=400)] = 100,
+    layers: Annotated[int, Knob("layers of the draft model", "草稿模型的层数", quick=15, min=1, max=200)] = 24,
 ) -> Finding:
     p_V, q_V = torch.tensor(P, dtype=torch.float64), torch.tensor(Q, dtype=torch.float64)
     drawn = {
@@ -62,7 +69,11 @@ def speculative_exactness(
         "guessed from q, p for the residual": speculate(p_V, q_V, draws, run.generator(), p_V),
     }
     found = {name: tokens_N.bincount(minlength=len(P)).double() for name, tokens_N in drawn.items()}
-    spoken = [replies(model, t, prompts, length, run) for t in run.each((0.0, 1.0), "temperature")]
+    voice, drafters = speaker(model), (Texts(shortest=1), EarlyExit(model, layers, GUESSES))
+    for drafter in drafters:
+        drafter.join(voice.engine.runner, voice.engine.context, voice.engine.limit)
+    ways = [(drafter, requests(voice, t, prompts, length, run.seed)) for drafter in drafters for t in (0.0, 1.0)]
+    spoken = [replies(voice, drafter, asked) for drafter, asked in run.each(ways, "guesses")]
     kept = float(torch.minimum(p_V, q_V).sum())
     return Finding(
         table=table(
@@ -90,26 +101,27 @@ def speculate(p_V: Tensor, q_V: Tensor, count: int, generator: torch.Generator, 
     return torch.where(accepted_N, guess_N, other_N)
 
 
-def replies(model: str, temperature: float, count: int, length: int, run: Run) -> Replies:
-    """The same replies without guesses and with guesses that the prompt suggests."""
-    said, steps, stats = [], [], None
-    for drafter in (None, DRAFTER):
-        voice = speaker(model, drafter)
-        stats = voice.engine.stats
-        before = stats.steps, stats.drafted.total(), stats.accepted.total()
-        params = [
-            SamplingParams(temperature=temperature, seed=run.seed + i, max_tokens=length, ignore_eos=True)
-            for i in range(count)
-        ]
-        said.append([s.reply for s in voice.say(zip(voice.prompts(count), params, strict=True))])
-        steps.append(stats.steps - before[0])
-        guessed = stats.drafted.total() - before[1], stats.accepted.total() - before[2]
+def replies(voice: Speaker, drafter: Always, asked: list[Request]) -> Replies:
+    """The same replies without guesses and with them."""
+    stats, said, steps = voice.engine.stats, list[list[list[int]]](), [voice.engine.stats.steps]
+    before = drafter.drafted.total(), drafter.accepted.total()
+    for some in (None, drafter):
+        with guessed(voice.engine, some):
+            said.append([s.reply for s in voice.say(asked)])
+        steps.append(stats.steps)
     differ = sum(a != b for a, b in zip(*said, strict=True))
-    return Replies(temperature, count, differ, (steps[0], steps[1]), *guessed)
+    right = drafter.drafted.total() - before[0], drafter.accepted.total() - before[1]
+    return Replies(asked[0][1].temperature, len(asked), differ, (steps[1] - steps[0], steps[2] - steps[1]), *right)
+
+
+def requests(voice: Speaker, temperature: float, count: int, length: int, seed: int) -> list[Request]:
+    """Prompts, each with a seed of its own."""
+    how = partial(SamplingParams, temperature=temperature, max_tokens=length, ignore_eos=True)
+    return [(prompt, how(seed=seed + i)) for i, prompt in enumerate(voice.prompts(count))]
 
 
 def _checks(kept: float, instead_V: Tensor, chances: list[float], spoken: list[Replies]) -> list[Check]:
-    greedy, free = spoken
+    greedy, free, *drafted = spoken
     return [
         check(
             abs(kept - 0.8) < 1e-12 and instead_V.tolist() == [1, 0, 0],
@@ -132,22 +144,28 @@ def _checks(kept: float, instead_V: Tensor, chances: list[float], spoken: list[R
             f"({greedy.replies} prompts each), in fewer steps at 0",
             f"引擎的回答带猜测时逐词元相同，温度 0 与 1 皆然（各 {greedy.replies} 个提示），温度 0 时步数更少",
         ),
+        check(
+            all(r.differ == 0 and r.accepted > 0 for r in drafted),
+            "so they are with a second model's guesses, of which some are right at both temperatures",
+            "由第二个模型猜测时也是如此，两种温度下都有猜对的",
+        ),
     ]
 
 
 def _verdict(kept: float, spoken: list[Replies]) -> Words:
+    said, said_zh = ["from the text"] * 2 + ["by the model's first layers"] * 2, ["来自文本"] * 2 + ["来自前几层"] * 2
     en = "; ".join(
-        f"at temperature {r.temperature:g} {r.accepted} of {r.drafted} guesses were right, {r.steps[0]} steps became "
-        f"{r.steps[1]}, {r.differ} of {r.replies} replies changed"
-        for r in spoken
+        f"{how}, at temperature {r.temperature:g} {r.accepted} of {r.drafted} guesses were right, "
+        f"{r.steps[0]} steps became {r.steps[1]}, {r.differ} of {r.replies} replies changed"
+        for how, r in zip(said, spoken, strict=True)
     )
     zh = "；".join(
-        f"温度 {r.temperature:g} 时 {r.drafted} 个猜测中 {r.accepted} 个正确，{r.steps[0]} 步变为 {r.steps[1]} 步，"
-        f"{r.replies} 个回答中 {r.differ} 个有变"
-        for r in spoken
+        f"{how}，温度 {r.temperature:g} 时 {r.drafted} 个猜测中 {r.accepted} 个正确，"
+        f"{r.steps[0]} 步变为 {r.steps[1]} 步，{r.replies} 个回答中 {r.differ} 个有变"
+        for how, r in zip(said_zh, spoken, strict=True)
     )
     return both(
         f"Yes. In the toy {kept:.0%} of the guesses stay and what comes out is distributed as p; a wrong residual is "
-        f"found out. The engine's guesses come from the prompt: {en}.",
-        f"是的。玩具模型中 {kept:.0%} 的猜测被接受，输出分布就是 p；残差若错会被发现。引擎的猜测来自提示：{zh}。",
+        f"found out. The engine's guesses: {en}.",
+        f"是的。玩具模型中 {kept:.0%} 的猜测被接受，输出分布就是 p；残差若错会被发现。引擎的猜测：{zh}。",
     )
