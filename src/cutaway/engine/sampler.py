@@ -7,6 +7,9 @@ Rules forbid tokens. Each filter comes down to a band of scores: a token survive
 Gumbel distribution, argmax(score + g) is distributed as softmax(score). The noise depends on (seed, position, token)
 alone, so a reply does not depend on what else was in the batch, or on how often the position was computed,
 and a token that survives a filter comes with the same luck as without it.
+
+Whatever goes over a whole vocabulary is native or NumPy's: PyTorch would split it among threads, which takes longer
+than the work, and milliseconds where a thread waits for a processor that others use.
 """
 
 from __future__ import annotations
@@ -145,12 +148,14 @@ def shape(
     forbidden = tuple((name, tokens) for name, rule in RULES if (tokens := rule(params, prompt, reply, ends)))
     for _, tokens in forbidden:
         scores_V[[token for token in tokens if token < len(scores_V)]] = -torch.inf
-    best = float(scores_V.max())
+    best = float(scores_V.numpy().max())
     if best == -math.inf:
         raise DeadEnd("no token is left: constraint, min_tokens and no_repeat_ngram forbid them all", "sampling")
     if params.temperature == 0:
         return Shaped(scores_V, (Band("temperature", best, best),), forbidden)
-    scores_V = scores_V.sub_(best).div_(params.temperature)  # at most 0: no temperature makes it overflow
+    scaled_V = scores_V.numpy()
+    scaled_V -= best  # at most 0: no temperature makes it overflow
+    scaled_V /= params.temperature
     return Shaped(scores_V, _bands(scores_V, params), forbidden)
 
 
@@ -169,7 +174,7 @@ def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], re
 
     Errors: the bias of a token that does not exist.
     """
-    scores_V = scores_V.clone()
+    scores_V = torch.from_numpy(scores_V.numpy().copy())
     if params.logit_bias:
         if (highest := max(params.logit_bias)) >= len(scores_V):
             raise CutawayError(f"there is no token {highest}", "logit_bias", f"ids end at {len(scores_V) - 1}")

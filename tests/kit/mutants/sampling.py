@@ -10,9 +10,9 @@ SAMPLER = "cutaway.engine.sampler:"
 
 # fmt: off
 MUTANTS = mutants(
-    ("sampler: temperature ignored", "sampler filters", edit(SAMPLER + "shape", ".div_(params.temperature)", "")),
+    ("sampler: temperature ignored", "sampler filters", edit(SAMPLER + "shape", "scaled_V /= params.temperature", "pass")),
     ("sampler: temperature multiplied", "sampler filters",
-        edit(SAMPLER + "shape", ".div_(", ".mul_(")),
+        edit(SAMPLER + "shape", "scaled_V /=", "scaled_V *=")),
     ("sampler: temperature after the filters", "sampler filters",
         edit(SAMPLER + "_bands", "return tuple(bands)",
              "return tuple((b._replace(low=b.low * params.temperature) for b in bands))")),
