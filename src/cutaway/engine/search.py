@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.runner import Batch, ends_of
+from cutaway.engine.runner import Batch, ends_of, has_states
 from cutaway.engine.sampler import DeadEnd, shape
 from cutaway.engine.sequence import Sequence as Leaf
 from cutaway.errors import CutawayError
@@ -89,7 +89,7 @@ class Tree:
     def __init__(self, engine: Engine, prompt: list[int], params: SamplingParams, width: int) -> None:
         if engine.busy or engine.limit < width:
             raise CutawayError(f"needs an idle engine for {width} sequences, this has {engine.limit}", "search")
-        if any(getattr(layer.attention, "state", ()) for layer in engine.runner.spec.layers):
+        if has_states(engine.runner.spec):
             raise CutawayError("needs a model without recurrent states", "search")
         self.engine, self.prompt, self.params = engine, prompt, params
         self.leaves = [engine.add(prompt, params)]
