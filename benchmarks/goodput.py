@@ -44,8 +44,8 @@ SHARED = 512  # tokens of the system prompt
 PLACES = 16  # sequences at a time, of every server that has such a setting
 CONTEXT = 1024  # tokens of prompt and reply
 
-COMMANDS = {  # {program}, {file}: the weights as stored, {folder}: in bfloat16, {port}, {threads}
-    "cutaway": "{program} -m cutaway serve {file} --port {port} --running {places} --context {context}",
+COMMANDS = {  # {model}, {file}: the weights as stored, {folder}: in bfloat16
+    "cutaway": "{program} -m cutaway serve {model} --port {port} --running {places} --context {context}",
     "llama.cpp": "{program} -m {file} --port {port} -np {places} -c {all} -t {threads} -tb {threads} --offline",
     "vllm": "{program} serve {folder} --port {port} --max-num-seqs {places} --max-model-len {context}",
     "transformers": "{program} serve {folder} --port {port} --continuous-batching --device cpu --dtype bfloat16",
@@ -172,13 +172,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 print(f"left out: {server} ({programs[server]} is not there)", file=sys.stderr)
                 continue
             port = free_port()
-            words = COMMANDS[server].split()
-            values = {"program": programs[server], "file": file, "folder": saved, "port": port, "places": PLACES,
-                      "context": CONTEXT, "all": CONTEXT * PLACES, "threads": args.threads}  # fmt: skip
-            command = [word.format(**values) for word in words]
+            values = {"program": programs[server], "model": args.model, "file": file, "folder": saved, "port": port,
+                      "places": PLACES, "context": CONTEXT, "all": CONTEXT * PLACES,
+                      "threads": args.threads}  # fmt: skip
+            command = [word.format(**values) for word in COMMANDS[server].split()]
             urls[server] = stack.enter_context(started(server, command, port, Path(made))), {"model": None}
         for server, (url, body) in urls.items():
-            body["model"] = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+            body["model"] = str(saved) if "{folder}" in COMMANDS[server] else args.model
             if server != "transformers":
                 body["ignore_eos"] = True
             asyncio.run(play(url, body, asks[: 2 * PLACES], 1e9))  # warms up, and fills the caches of prefixes

@@ -186,7 +186,8 @@ class Server:
     """`cutaway serve` as a process of its own."""
 
     def __init__(self, model: str, port: int) -> None:
-        command = [sys.executable, "-m", "cutaway", "serve", model, "--port", str(port), "--max-waiting", "32"]
+        limits = ["--max-waiting", "32", "--cache-mb", "100"]
+        command = [sys.executable, "-m", "cutaway", "serve", model, "--port", str(port), *limits]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.url = f"http://127.0.0.1:{port}"
         while True:

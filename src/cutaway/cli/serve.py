@@ -39,6 +39,10 @@ Speculate = Annotated[
 CacheDtype = Annotated[
     str | None, typer.Option(help="Of keys and values: float16, or int8, in which nearly twice as many tokens fit.")
 ]
+CacheMb = Annotated[
+    int | None,
+    typer.Option("--cache-mb", help="Megabytes for keys and values; if not given 1,074, on a GPU most of it.", min=1),
+]
 Draft = Annotated[
     str | None,
     typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
@@ -75,6 +79,7 @@ def serve(
     running: Running = 16,
     speculate: Speculate = False,
     cache_dtype: CacheDtype = None,
+    cache_mb: CacheMb = None,
     draft: Draft = None,
     max_waiting: Waiting = 64,
     api_key: Key = None,
@@ -96,7 +101,8 @@ def serve(
         loaded = load_all(models, embeddings or [], dtype, device)
         smaller = next(iter(load_all([draft] if draft else [], [], dtype, device).values()), None)
         settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,
-                    "draft": smaller, "cache_dtype": cache_dtype}  # fmt: skip
+                    "draft": smaller, "cache_dtype": cache_dtype,
+                    "cache": None if cache_mb is None else cache_mb * 10**6}  # fmt: skip
         served = {name: stack.enter_context(started(model, settings)) for name, model in loaded.items()}
         load_adapters(served, adapter or [])
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])

@@ -148,7 +148,7 @@ class Profile:
 
 @contextmanager
 def profiling(engine: Engine) -> Iterator[Profile]:
-    """Profile an engine on native kernels; no other thread may step it as this begins or ends. Errors: other runners."""
+    """Profile an engine on native kernels; no other thread may step it as this begins or ends. Errors: others."""
     runner, profile = engine.runner, Profile()
     if not isinstance(runner, Native):
         raise CutawayError("has no clocks inside", "runner", "only native kernels can be profiled")

@@ -174,29 +174,31 @@ class Modules:
 class Pace:
     """How many threads are best for steps of about so many tokens, found by trying: others may use the processor too.
 
-    Results do not depend on it. Every so often the choice that was not the best gets another try.
+    Results do not depend on it. What was slow is thought a little better of with every step that does without it, and
+    so gets another try after a while, the sooner the less it was behind.
     """
 
-    AGAIN = 32  # steps
+    FORGIVEN = 0.98  # of its time, a step
 
     def __init__(self, most: int) -> None:
         self.choices = sorted({1, most})
-        self.lately: dict[int, dict[int, float]] = {}  # by size of step and threads, seconds per token
-        self.steps = 0
+        self.lately: dict[int, dict[int, tuple[float, int]]] = {}  # size, threads: seconds a token, steps without
 
     def choose(self, tokens: int) -> int:
         """Threads for a step."""
-        lately, self.steps = self.lately.setdefault(tokens.bit_length(), {}), self.steps + 1
+        lately = self.lately.setdefault(tokens.bit_length(), {})
         untried = [threads for threads in self.choices if threads not in lately]
-        if untried:
-            return untried[-1]
-        pick = max if self.steps % self.AGAIN == 0 else min
-        return pick(lately, key=lambda threads: lately[threads])
+        return untried[-1] if untried else min(lately, key=lambda threads: self._hoped(*lately[threads]))
 
     def note(self, tokens: int, threads: int, seconds: float) -> None:
         """How long that took."""
         lately = self.lately[tokens.bit_length()]
-        lately[threads] = 0.7 * lately.get(threads, seconds / tokens) + 0.3 * seconds / tokens
+        before, _ = lately.get(threads, (seconds / tokens, 0))
+        lately |= {other: (time, idle + 1) for other, (time, idle) in lately.items()}
+        lately[threads] = 0.7 * before + 0.3 * seconds / tokens, 0
+
+    def _hoped(self, seconds: float, idle: int) -> float:
+        return float(seconds * self.FORGIVEN**idle)
 
 
 class Native:

@@ -52,6 +52,7 @@ from cutaway.labs.decode.speculative_speed import speculative_speed
 from cutaway.labs.decode.stopping import stopping
 from cutaway.labs.decode.valid_json import valid_json
 from cutaway.labs.engine.batch_drift import batch_drift
+from cutaway.labs.engine.bottleneck_diagnosis import bottleneck_diagnosis
 from cutaway.labs.engine.continuous_batching import continuous_batching
 from cutaway.labs.engine.efficiency_economics import efficiency_economics
 from cutaway.labs.engine.hardware_choice import hardware_choice
@@ -59,11 +60,13 @@ from cutaway.labs.engine.kv_cache import kv_cache
 from cutaway.labs.engine.kv_quantization import kv_quantization
 from cutaway.labs.engine.latency_metrics import latency_metrics
 from cutaway.labs.engine.low_bit_speed import low_bit_speed
+from cutaway.labs.engine.optimization_ladder import optimization_ladder
 from cutaway.labs.engine.paged_cache import paged_cache
 from cutaway.labs.engine.prefix_reuse import prefix_reuse
 from cutaway.labs.engine.reasoning_token_price import reasoning_token_price
 from cutaway.labs.engine.roofline_knee import roofline
 from cutaway.labs.engine.sampling import sampling
+from cutaway.labs.engine.targets_by_application import targets_by_application
 from cutaway.labs.inside.analogies import analogies
 from cutaway.labs.inside.edit_sequence import edit_sequence
 from cutaway.labs.inside.factual_edit import factual_edit
@@ -190,6 +193,9 @@ LABS: dict[str, Lab] = {
         roofline,
         hardware_choice,
         efficiency_economics,
+        optimization_ladder,
+        bottleneck_diagnosis,
+        targets_by_application,
         reasoning_token_price,
         batch_drift,
         sampling,

@@ -25,6 +25,7 @@ from kit.mutants import (
     paged,
     pages,
     positions,
+    profiles,
     questions,
     running,
     sampling,
@@ -63,4 +64,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *labels.MUTANTS,
     *compress.MUTANTS,
     *adapters.MUTANTS,
+    *profiles.MUTANTS,
 )

@@ -31,7 +31,7 @@ MUTANTS = mutants(
         edit(SAMPLER + "top_k_band", "most=params.top_k", "most=params.top_k + 1")),
     ("sampler: natively, top-p of the whole", "sampler filters", edit(SAMPLER + "top_p_band", "reach(native, scores_V, low", "reach(native, scores_V, LOWEST")),
     ("sampler: min-p of the sum, not of the best", "sampler filters",
-        edit(SAMPLER + "min_p_band", "return math.log(params.min_p)", "return math.log(params.min_p) + float(scores_V.logsumexp(-1))")),
+        edit(SAMPLER + "min_p_band", "math.log(params.min_p)", "math.log(params.min_p) + float(scores_V.logsumexp(-1))")),
     ("sampler: min-p of the probability, not of its logarithm", "sampler filters",
         edit(SAMPLER + "min_p_band", "math.log(params.min_p)", "params.min_p - 1")),
     ("sampler: top-p before top-k", "sampler filters",

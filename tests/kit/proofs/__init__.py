@@ -32,6 +32,7 @@ from kit.proofs import (
     paged,
     pages,
     positions,
+    profiles,
     questions,
     running,
     sampling,
@@ -71,4 +72,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **compress.PROOFS,
     **kept.PROOFS,
     **adapters.PROOFS,
+    **profiles.PROOFS,
 }
