@@ -80,18 +80,31 @@ def test_weights_that_are_put_out_of_memory_are_the_same_weights() -> None:
 # ---- optimization-ladder
 
 
+def stands(rungs: str) -> bool:
+    try:
+        ladder.switched(rungs)
+    except CutawayError:
+        return False
+    return True
+
+
 def test_rungs_can_be_left_out_as_long_as_nothing_stands_on_them() -> None:
     assert ladder.switched(",".join(RUNGS)) == RUNGS
     assert ladder.switched("") == ()
     assert ladder.switched("cache,batching") == (CACHE, BATCHING)
-    for wrong in ("native", "cache,stored", "batching,cache", "cache,cache", "cache,magic"):
-        with pytest.raises(CutawayError):
-            ladder.switched(wrong)
+    assert not any(map(stands, ("native", "cache,stored", "batching,cache", "cache,cache", "cache,magic")))
     assert ladder.removable(RUNGS) == (STORED, BATCHING, PREFIX, SPECULATION)
     assert ladder.removable((CACHE, NATIVE)) == (NATIVE,)
 
 
-@pytest.mark.parametrize("drafter", [None, PromptLookup(), Looked()])
+class Wrong(Looked):
+    """Always guesses, and hardly ever what comes."""
+
+    def find(self, tokens: list[int], most: int) -> list[int]:
+        return [7] * most
+
+
+@pytest.mark.parametrize("drafter", [None, Looked(), Wrong()])
 def test_logits_that_are_heard_are_those_of_the_whole_text(drafter: PromptLookup | None) -> None:
     plain = decoder()
     engine = Engine(plain, tokenizer(), drafter=drafter)

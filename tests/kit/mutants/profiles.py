@@ -26,7 +26,7 @@ MUTANTS = mutants(
     ("diagnosis: texts that differ count as the same", "diagnosis repeated", edit(DIAGNOSIS + "repeated", "min(done[other], common(texts[who], texts[other]))", "done[other]")),
     ("diagnosis: what was computed once is forgotten", "diagnosis repeated", edit(DIAGNOSIS + "repeated", "max(done[who], start + count)", "start")),
     ("diagnosis: a count of sorts, not of numbers", "diagnosis sorting", edit(DIAGNOSIS + "Sorting.__torch_dispatch__", "args[0].numel()", "1")),
-    ("ladder: logits of rejected guesses", "ladder heard", edit(LADDER + "overheard", "span.start + at: logits[i].values_V.clone()", "span.start: logits[i].values_V.clone()")),
+    ("ladder: logits of rejected guesses", "ladder heard", edit(LADDER + "overheard", "for at, i in rows}", "for at, i in rows if span.start + at not in heard}")),
     ("ladder: rungs that hang in the air", "ladder rungs", edit(LADDER + "switched", "below not in found", "False")),
     ("ladder: any order of rungs", "ladder rungs", edit(LADDER + "switched", "rung for rung in RUNGS if rung in found", "rung for rung in found")),
     ("targets: who arrives later is in flight already", "targets in flight", edit(TARGETS + "in_flight", "a.at for a in answers", "0.0 for a in answers")),
@@ -34,7 +34,7 @@ MUTANTS = mutants(
     ("targets: gaps from the request on", "targets met", edit(TARGETS + "met", "a.times[-1] - a.times[0]", "a.times[-1] - a.at")),
     ("targets: the knee at the rate tried before", "targets knee", edit(TARGETS + "knee", "slow + (fast - slow) * (before - GOOD) / (before - after)", "slow")),
     ("targets: the largest limit", "targets knee", edit(TARGETS + "recommended", "min(", "max(")),
-    ("targets: arrivals before their time", "targets clock", edit(TARGETS + "serve", "coming[0].at / rate <= clock", "coming[0].at <= clock")),
+    ("targets: arrivals as if one a second came", "targets clock", edit(TARGETS + "serve", "Answer(ask.at / rate, [])", "Answer(ask.at, [])")),
     ("targets: the clock stands while a step lasts", "targets clock", edit(TARGETS + "serve", "clock += lasts(engine.steps[-1])", "clock += 1.0")),
 )
 # fmt: on

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.test_equality import Looked
 from engine.test_profile import test_a_request_waits_before_and_between_the_steps_that_it_takes_part_in as request
 from engine.test_profile import test_what_calls_inside_take_is_not_counted_twice as clocks
+from labs.test_deployment_labs import Wrong
 from labs.test_deployment_labs import test_a_target_is_met_by_first_tokens_or_gaps_or_both as met
 from labs.test_deployment_labs import test_logits_that_are_heard_are_those_of_the_whole_text as heard
 from labs.test_deployment_labs import test_numbers_sorted_are_counted as sorting
@@ -16,8 +16,8 @@ from labs.test_deployment_labs import test_tokens_computed_again_by_hand as repe
 
 
 def guessed() -> None:
-    """With guesses that are often wrong."""
-    heard(Looked())
+    """With guesses that are wrong."""
+    heard(Wrong())
 
 
 PROOFS = {

@@ -105,7 +105,7 @@ class Climbed(NamedTuple):
         "Which inference optimizations exist beyond compression, and what is each worth alone and together?",
         "除压缩外有哪些推理优化？各自与叠加各值多少？",
     ),
-    seconds={"quick": 8, "full": 200},
+    seconds={"quick": 7, "full": 150},
 )
 def optimization_ladder(
     run: Run,

@@ -128,7 +128,7 @@ class Tuned(NamedTuple):
         "tune for it?",
         "聊天、批量摘要、代码补全、语音：各需要怎样的延迟与吞吐？如何调节？",
     ),
-    seconds={"quick": 5, "full": 150},
+    seconds={"quick": 5, "full": 70},
 )
 def targets_by_application(
     run: Run,
