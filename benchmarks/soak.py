@@ -106,7 +106,7 @@ class Soak:
 
     async def impatient(self) -> str:
         """Hangs up before the answer."""
-        with contextlib.suppress(httpx.ReadTimeout):
+        with contextlib.suppress(httpx.TimeoutException):
             body = ask(39) | {"model": self.model, "n": 4}
             await self.http.post("/v1/chat/completions", json=body, timeout=self.dice.random() * 0.3)
         return "left"
