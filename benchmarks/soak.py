@@ -46,13 +46,17 @@ def ask(index: int) -> Json:
 
 
 class Soak:
-    """expected: what each question was answered when nothing else ran. seen: how requests ended, by habit."""
+    """expected: what each question was answered when nothing else ran. seen: how requests ended, by habit.
+
+    wrong: what should not have happened.
+    """
 
     def __init__(self, url: str) -> None:
         self.model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
         self.http = httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None))
         self.expected: list[str] = []
         self.seen: Counter[tuple[str, str]] = Counter()
+        self.wrong: list[str] = []
         self.dice = random.Random(0)
 
     async def chat(self, body: Json) -> httpx.Response:
@@ -164,7 +168,10 @@ class Soak:
         ]  # fmt: skip
         while time.monotonic() < until:
             habit = self.dice.choice(habits)
-            self.seen[habit.__name__, await habit()] += 1
+            try:
+                self.seen[habit.__name__, await habit()] += 1
+            except Exception as error:  # the others go on; the report tells
+                self.wrong.append(f"{habit.__name__}: {error!r}")
 
     async def at_rest(self) -> dict[str, float]:
         """What the server still holds when nobody asks any more."""
@@ -218,7 +225,7 @@ async def soak(args: argparse.Namespace, port: int) -> Json:
             "seen": {" ".join(key): count for key, count in sorted(run.seen.items())},
             "held": await run.at_rest(),
         }
-        report |= {"megabytes": await sizes, "again": await run.learn() == run.expected}
+        report |= {"wrong": run.wrong, "megabytes": await sizes, "again": await run.learn() == run.expected}
         report["killed"] = await killed(run, server)
         server = Server(args.model, port)
         report["after kill"] = await run.learn() == run.expected
@@ -254,7 +261,7 @@ def faults(report: Json) -> list[str]:
     holds = {"requests remain": not any(report["held"].values()), "another answer afterwards": report["again"],
              "another answer after the kill": report["after kill"], f"memory grew from {middle:.0f} to {last:.0f} MB":
              last <= 1.05 * middle, f"ended with status {report['status']}": report["status"] == 0}  # fmt: skip
-    return [fault for fault, holds_ in holds.items() if not holds_]
+    return report["wrong"] + [fault for fault, holds_ in holds.items() if not holds_]
 
 
 def main() -> None:

@@ -244,5 +244,8 @@ def run(app: FastAPI, taken: socket.socket, url: str, drain: float) -> None:
     # After a clean shutdown uvicorn raises the signal again; it has been obeyed by then.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, server_header=False)
+    # Clients close an idle connection after 5 s or so; who closes later never closes one on which a request is coming.
+    config = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=75, server_header=False
+    )
     Server(config).run(sockets=[taken])
