@@ -81,6 +81,14 @@ def engine(tmp_path) -> Engine:
     return made
 
 
+def test_there_is_a_limit(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("cutaway.engine.adapters.MOST", 1)
+    with pytest.raises(CutawayError, match="1 are loaded already"):
+        engine.adapters.load("two", tmp_path / "one")
+    engine.adapters.unload("one")
+    assert engine.adapters.load("two", tmp_path / "one").name == "two"
+
+
 def test_names(engine, tmp_path):
     with pytest.raises(CutawayError, match="'one' is loaded already"):
         engine.adapters.load("one", tmp_path / "one")

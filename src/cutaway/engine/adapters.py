@@ -19,6 +19,8 @@ from cutaway.models.decoder import Decoder
 from cutaway.models.spec import Spec
 from cutaway.weights.adapters import Adapter, read_adapter
 
+MOST = 64  # loaded at a time: each takes memory
+
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
@@ -45,7 +47,7 @@ class Adapters:
         self.asked: Counter[str] = Counter()
 
     def load(self, name: str, source: Path) -> Fitted:
-        """Read a folder. Errors: a name that is empty or taken; those of `read_adapter`."""
+        """Read a folder. Errors: a name that is empty or taken; too many; those of `read_adapter`."""
         self._check(name)
         fitted = Fitted(name, self.fit(read_adapter(source, self.spec)))
         if self.loaded.setdefault(name, fitted) is not fitted:
@@ -69,6 +71,8 @@ class Adapters:
         if not name or name in self.loaded:
             what = f"{name!r} is loaded already" if name else "is empty"
             raise CutawayError(what, "adapter", "unload it first, or choose another name" if name else "give it a name")
+        if len(self.loaded) >= MOST:
+            raise CutawayError(f"{MOST} are loaded already", "adapter", "unload one first")
 
     def _unknown(self, name: str) -> NotFound:
         return NotFound(f"no adapter {name!r} is loaded", "adapter", f"there is {', '.join(self.loaded) or 'none'}")
