@@ -126,7 +126,7 @@ def test_what_was_overheard_is_what_was_drawn_from() -> None:
     engine.runner = heard = Overheard(engine.runner)
     sequence = engine.add([1, 2, 3], greedy(1))
     finish(engine)
-    assert sequence.reply == heard.logits_RV.argmax(-1).tolist()
+    assert sequence.reply == heard.values_RV.argmax(-1).tolist()
 
 
 # ---- batch-drift
