@@ -247,7 +247,7 @@ async def watch(server: Server, until: float, every: float) -> list[float]:
 async def killed(run: Soak, server: Server) -> Json:
     """Kill it under load: every client must hear of it at once."""
     clients = [asyncio.create_task(run.streamed(pause=0.05)) for _ in range(8)]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.15)
     server.process.kill()
     ends = await asyncio.wait_for(asyncio.gather(*clients, return_exceptions=True), 10)
     return dict(Counter(type(end).__name__ for end in ends))
