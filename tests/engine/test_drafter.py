@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from cutaway.engine.drafter import SPARE, Drafter, PromptLookup, best_length, checking
+from cutaway.engine.drafter import SPARE, Drafter, InTurn, Predicted, PromptLookup, best_length, checking
+from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
-from engine.tiny import tokenizer
+from engine.tiny import decoder, tokenizer
 
 
 def found(tokens: list[int], longest: int, shortest: int, most: int) -> list[int]:
@@ -29,6 +31,43 @@ def test_the_latest_place_of_the_longest_run(seed):
         longest = numbers.randrange(1, 5)
         drafter = PromptLookup(longest, numbers.randrange(1, longest + 1))
         assert drafter.find(tokens, 3) == found(tokens, drafter.longest, drafter.shortest, 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_prediction_is_followed_through_edits(seed):
+    """Words changed, put in and left out: behind each the guesses find their place again, also among equal lines."""
+    numbers = random.Random(seed)
+    prediction = tuple(token for _ in range(30) for token in (1, 2, 3, numbers.randrange(10, 40), 4))
+    reply = [*prediction]
+    for at, edit in ((120, [50, 51, 52]), (90, []), (33, [53])):
+        reply[at : at + 1] = edit
+    drafter, written, steps = Predicted(), [], 0
+    while len(written) < len(reply):
+        drafts, coming = drafter.follow(prediction, written, drafter.most), reply[len(written) :]
+        right = next((i for i, (a, b) in enumerate(zip(drafts, coming, strict=False)) if a != b), len(drafts))
+        written += coming[: right + 1]
+        steps += 1
+    assert written == reply
+    assert steps <= len(reply) / drafter.most + 3 * 5
+    assert not drafter.follow(prediction, [60], 5)
+    assert not drafter.follow((), [], 5)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_what_was_predicted_comes_sooner_and_nothing_else_changes(temperature):
+    prompt, params = [5, 6, 7], SamplingParams(temperature=temperature, seed=3, max_tokens=48, ignore_eos=True)
+    plain = Engine(decoder(), tokenizer()).generate(prompt, params)
+    reply = [event.choice.token for event in plain]
+    wrong = [*reply[:20], 0, 0, 0, *reply[24:]]
+    for prediction, most in ((reply, 8), (wrong, 20), ([0] * 48, 48)):
+        engine = Engine(decoder(), tokenizer(), drafter=InTurn(Predicted()))
+        sequence = engine.add(prompt, replace(params, prediction=tuple(prediction)))
+        while engine.busy:
+            engine.step()
+        assert sequence.reply == reply
+        assert engine.stats.steps <= most
+        assert sequence.predicted[0] == engine.stats.accepted.total() == 48 - engine.stats.steps
+        assert sum(sequence.predicted) == engine.stats.drafted.total()
 
 
 class Silent(Drafter):

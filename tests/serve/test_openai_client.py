@@ -60,6 +60,19 @@ def test_the_template_can_be_told_not_to_think(client):
     assert [a.usage.prompt_tokens for a in answers] == [len(prompt), len(tokenizer().chat(HI))]
 
 
+def test_a_predicted_reply_is_the_same_reply(client):
+    """And the usage says how much of the prediction was right."""
+    asked = {"model": "tiny", "messages": HI, "seed": 5, "max_tokens": 30, "temperature": 0.8}
+    plain = client.chat.completions.create(**asked)
+    text = plain.choices[0].message.content
+    for content in (text, [{"type": "text", "text": text}], "something else"):
+        answer = client.chat.completions.create(**asked, prediction={"type": "content", "content": content})
+        assert answer.choices[0].message.content == text
+        details = answer.usage.completion_tokens_details
+        assert (details.accepted_prediction_tokens > 0) == (content != "something else")
+    assert plain.usage.completion_tokens_details.accepted_prediction_tokens == 0
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("logprobs", [False, True])
 def test_a_stream_says_the_same_as_the_whole(client, n, logprobs):

@@ -124,7 +124,7 @@ WRONG = [
     ("chat", {"stop_token_ids": [VOCAB]}, "stop_token_ids", 400, "invalid_value"),
     ("chat", {"stop_token_ids": [-1]}, "stop_token_ids[0]", 400, "invalid_value"),
     ("chat", {"priority": 101}, "priority", 400, "invalid_value"),
-    ("chat", {"prediction": {}}, "prediction", 400, "unsupported_parameter"),
+    ("chat", {"prediction": {}}, "prediction.type", 400, "missing_required_parameter"),
     ("chat", {"reasoning_effort": "high"}, "reasoning_effort", 400, "unsupported_parameter"),
     ("chat", {"service_tier": "flex"}, "service_tier", 400, "unsupported_parameter"),
     ("chat", {"store": True}, "store", 400, "unsupported_parameter"),

@@ -146,6 +146,44 @@ class PromptLookup(Drafter):
         return []
 
 
+class Predicted(Drafter):
+    """What a request says the reply will probably be, as in an edit of a long text ("predicted outputs").
+
+    longest: of the run of tokens that tells where in that text the reply is.
+    """
+
+    def __init__(self, longest: int = 8) -> None:
+        super().__init__(most=16)
+        self.longest = longest
+
+    def draft(self, sequences: list[Sequence]) -> None:
+        """See `Drafter`."""
+        if some := [sequence for sequence in sequences if sequence.params.prediction]:
+            super().draft(some)
+
+    def propose(self, asked: Asked) -> list[list[int]]:
+        """See `Drafter`."""
+        return [self.follow(sequence.params.prediction, sequence.reply, most) for sequence, most in asked]
+
+    def follow(self, prediction: tuple[int, ...], reply: list[int], most: int) -> list[int]:
+        """What stands behind the longest run that ends the reply; of several that which is about as far on."""
+        last = reply[: -self.longest - 1 : -1]
+
+        def likely(end: int) -> tuple[int, int]:
+            before = prediction[max(0, end - self.longest) : end][::-1]
+            run = next((n for n, (a, b) in enumerate(zip(before, last, strict=False)) if a != b), len(before))
+            return run, -abs(end - len(reply))
+
+        ends = [end for end, token in enumerate(prediction, 1) if token == last[0]] if last else [0]
+        return [*prediction[end : end + most]] if (end := max(ends, key=likely, default=-1)) >= 0 else []
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """See `Drafter`."""
+        right, others = sequence.predicted
+        sequence.predicted = right + accepted, others + drafted - accepted
+        super().learn(sequence, drafted, accepted)
+
+
 class InTurn(Drafter):
     """Several drafters: who has nothing to say leaves it to the next one."""
 

@@ -19,7 +19,7 @@ import torch
 
 from cutaway.engine.adapters import Adapters
 from cutaway.engine.draft_model import DraftModel
-from cutaway.engine.drafter import Drafter, InTurn, PromptLookup
+from cutaway.engine.drafter import Drafter, InTurn, Predicted, PromptLookup
 from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
@@ -248,14 +248,14 @@ def engine_of(
     model that guesses what these leave. cache_dtype: of keys and values, see `runner_of`. Errors: of `runner_of`; the
     two models' vocabularies differ.
     """
-    runner, drafters = runner_of(loaded, cache_dtype), list[Drafter]()
+    runner, drafters = runner_of(loaded, cache_dtype), list[Drafter]([Predicted()])
     if speculate:
         drafters += [PromptLookup(), *([LookAhead()] if isinstance(runner, Modules) and runner.spec.ahead else [])]
     if draft:
         if draft.tokenizer.recipe.vocab != loaded.tokenizer.recipe.vocab:
             raise CutawayError(f"{draft.name} has other tokens than {loaded.name}", "draft model", "they must agree")
         drafters.append(DraftModel(runner_of(draft)))
-    limits.setdefault("drafter", InTurn(*drafters) if drafters else None)
+    limits.setdefault("drafter", InTurn(*drafters))
     return Engine(runner, loaded.tokenizer, **limits)
 
 

@@ -21,7 +21,8 @@ class SamplingParams:
     stop_token_ids: tokens that end the reply, as the tokenizer's own do, and are not shown. min_tokens: none of these
     comes earlier. seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives told.
     priority: higher goes first. tenant: who asks; tenants share time fairly, and no cached text. timeout: seconds.
-    constraint: what the reply may be. adapter: the loaded one to compute with, by name.
+    constraint: what the reply may be. adapter: the loaded one to compute with, by name. prediction: what the reply will
+    probably be; it changes nothing but the time that takes.
     Errors: a value outside its range, by name.
     """
 
@@ -47,6 +48,7 @@ class SamplingParams:
     timeout: float | None = None
     constraint: ConstraintSpec | None = None
     adapter: str = ""
+    prediction: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, (holds, expected) in RANGES.items():

@@ -37,7 +37,7 @@ class Sequence:
     `Event`, or "abort", "timeout", "error". source: what the encoder reads, in an encoder-decoder; the prompt is then
     its start token. cached: tokens that were found in pages when it began. began: when its first span was planned, on
     the monotonic clock. drafter: who guessed `drafts`. trust: how probable it is that a drafter's next guess is right.
-    For the others see `Schedulable`.
+    predicted: guesses from `SamplingParams.prediction` that were right, and the others. For the rest see `Schedulable`.
     """
 
     prompt: list[int]
@@ -67,6 +67,7 @@ class Sequence:
     preempted: int = 0
     drafter: Drafter | None = None
     trust: dict[Drafter, float] = field(default_factory=dict)
+    predicted: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt + self.reply

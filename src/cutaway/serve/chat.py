@@ -32,6 +32,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     # In a thread: a long prompt must not hold up the streams of others.
     planned = await asyncio.to_thread(plan, tokenizer, wish, served.calls)
     await compiled(planned.constraint, tokenizer, field)
+    predicted = await asyncio.to_thread(tokenizer.encode, body.prediction.text()) if body.prediction else []
     top = body.top_logprobs or 0
     generation = begin(
         request,
@@ -42,6 +43,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         max_tokens=max_tokens(body),
         top_logprobs=top,
         constraint=planned.constraint,
+        prediction=tuple(predicted),
     )
     format = chat_format(tokenizer, planned, body.n, top if body.logprobs else None)
     return await Answer(generation, format, body.n).respond(request)

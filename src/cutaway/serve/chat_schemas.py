@@ -34,7 +34,6 @@ CHAT: Inert = GENERATING | {
     "metadata": ANY,
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
     "prompt_cache_key": ANY,
     "prompt_cache_options": ANY,
     "prompt_cache_retention": ANY,
@@ -144,6 +143,17 @@ class ResponseFormat(Body):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
+class Prediction(Body):
+    """What the reply will probably be. It is the sooner there the more of that is right, and says the same anyway."""
+
+    type: Literal["content"]
+    content: Content
+
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatRequest(Sampling):
     """POST /v1/chat/completions. Without a maximum, a reply may fill the context.
 
@@ -159,6 +169,7 @@ class ChatRequest(Sampling):
     ] = "auto"
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat = ResponseFormat()
+    prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None

@@ -118,6 +118,13 @@ class Generation:
         """Tokens of the prompts whose keys and values were there already."""
         return sum(sequence.cached for sequence in self.sequences[:: self.body.choices])
 
+    @property
+    def predicted(self) -> dict[str, int]:
+        """Tokens of a prediction that were computed, by whether the replies have them."""
+        counts = [sequence.predicted for sequence in self.sequences]
+        names = "accepted_prediction_tokens", "rejected_prediction_tokens"
+        return {name: sum(count[i] for count in counts) for i, name in enumerate(names)}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -166,7 +173,7 @@ class Answer:
             "completion_tokens": completion_tokens,
             "total_tokens": self.generation.prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.generation.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": self.format.reasoned()},
+            "completion_tokens_details": {"reasoning_tokens": self.format.reasoned()} | self.generation.predicted,
         }
 
 
@@ -193,6 +200,7 @@ def begin(
     max_tokens: int | None,
     top_logprobs: int = 0,
     constraint: ConstraintSpec | None = None,
+    prediction: tuple[int, ...] = (),
 ) -> Generation:
     """Check everything that can be checked before computing. field: where the prompt stood in the request.
 
@@ -216,12 +224,12 @@ def begin(
         if any(token >= vocab for token in ids):
             raise ApiError(400, f"{name}: has token ids outside 0 ... {vocab - 1}", param=name, code="invalid_value")
     seed = secrets.randbits(63) if body.seed is None else body.seed
-    requests = []
+    requests, others = [], {"constraint": constraint, "adapter": served.adapter, "prediction": prediction}
     for prompt in prompts:
         check_prompt(service, prompt, field)
         limit = served.context - len(prompt) if max_tokens is None else max_tokens
         requests += [
-            (prompt, body.params(seed + i, limit, top_logprobs, constraint, served.adapter))
+            (prompt, body.params(seed=seed + i, max_tokens=limit, top_logprobs=top_logprobs, **others))
             for i in range(body.choices)
         ]
     return Generation(body, served, prompts, requests, request.app.state.metrics)

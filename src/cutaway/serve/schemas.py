@@ -174,10 +174,8 @@ class Drawing(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def params(
-        self, seed: int, max_tokens: int, top_logprobs: int, constraint: ConstraintSpec | None, adapter: str = ""
-    ) -> SamplingParams:
-        """The settings of one sequence. Errors: a value out of range, by name."""
+    def params(self, **others: Any) -> SamplingParams:
+        """The settings of one sequence; others: those that are not read off here. Errors: one out of range, by name."""
         return SamplingParams(
             temperature=self.temperature,
             top_k=max(self.top_k, 0),
@@ -189,16 +187,12 @@ class Drawing(Body):
             frequency_penalty=self.frequency_penalty,
             no_repeat_ngram=self.no_repeat_ngram_size,
             logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
-            seed=seed,
             stop=self.stops,
             stop_token_ids=tuple(self.stop_token_ids),
             min_tokens=self.min_tokens,
-            max_tokens=max_tokens,
-            top_logprobs=top_logprobs,
             ignore_eos=self.ignore_eos,
             priority=-self.priority,
-            constraint=constraint,
-            adapter=adapter,
+            **others,
         )
 
 

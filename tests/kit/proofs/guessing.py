@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cutaway.engine.draft_model import DraftModel
-from cutaway.engine.drafter import Asked, Drafter
+from cutaway.engine.drafter import Asked, Drafter, Predicted
 from cutaway.engine.engine import Engine
 from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.params import SamplingParams
@@ -90,6 +90,13 @@ def ahead() -> None:
         assert drafts == found, f"{drafts} after {len(tokens)} tokens, {found} expected"
 
 
+def predicted() -> None:
+    """Where a reply is in its prediction: by the longest run that ends it, of equal ones by how far on it is."""
+    text = (1, 2, 9, 1, 2, 8, 3, 1, 2, 7)
+    for reply, expected in (([], 1), ([5, 5, 5, 1, 2], 8), ([9, 1, 2], 8), ([5] * 7 + [1, 2], 7), ([2, 8, 3, 1], 2)):
+        assert Predicted().follow(text, reply, 1) == [expected], f"after {reply}"
+
+
 @torch.no_grad()
 def alone(of: Decoder, tokens: list[int], count: int) -> list[int]:
     """So many guesses, all positions computed anew for each; behind the text the block's own hidden states are read."""
@@ -111,4 +118,5 @@ PROOFS = {
     "drafted llama": partial(drafted, "llama"),
     "drafted llama sampled": sampled,
     "looked-ahead llama": ahead,
+    "predicted": predicted,
 }
