@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from cutaway.cli import main
 from cutaway.cli.conversation import Talk
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
+from cutaway.engine.search import Beams, beam_search
 from cutaway.errors import CutawayError
 from cutaway.weights import checkpoint
 from engine.tiny import adapter, decoder, tokenizer, told
@@ -120,6 +122,31 @@ def test_with_an_adapter(cutaway, tmp_path):
     assert "adapter_config.json" in err
 
 
+def test_a_reply_can_be_held_to_something(cutaway, tmp_path):
+    (tmp_path / "words").write_text("llama\nthe", encoding="utf-8")
+    (tmp_path / "schema").write_text('{"const": 7}', encoding="utf-8")
+    (tmp_path / "grammar").write_text('root ::= "a" "b"', encoding="utf-8")
+    for option, value, expected in (
+        ("--choice", "yes", "yes"),
+        ("--regex", "[0-9]{3}", r"\d{3}"),
+        ("--json-schema", str(tmp_path / "schema"), "7"),
+        ("--grammar", str(tmp_path / "grammar"), "ab"),
+        ("--words", str(tmp_path / "words"), r"[^a-zA-Z]*((?i:llama|the)[^a-zA-Z]+)*[a-zA-Z]{0,5}"),
+    ):
+        status, out, _ = cutaway("chat", "tiny", "-p", "hi", "--max-tokens", "30", option, value)
+        assert status == 0
+        assert re.fullmatch(expected, out.strip()), (option, out)
+
+
+def test_beams_find_the_likeliest_replies(cutaway):
+    asked = ("chat", "tiny", "--raw", "-p", "hi", "--beams", "3", "--max-tokens", "5")
+    out, told = cutaway(*asked)[1], json.loads(cutaway(*asked, "--json")[1])
+    params = SamplingParams(max_tokens=5)
+    found = beam_search(Engine(decoder(), tokenizer()), tokenizer().encode("hi"), params, Beams(width=3))
+    assert [(r["logprob"], r["rank"], r["finish_reason"]) for r in told["replies"]] == [r[1:] for r in found]
+    assert out == told["replies"][0]["text"] + "\n"
+
+
 def test_system_and_raw(cutaway):
     status, out, _ = cutaway("chat", "tiny", "-p", "hi", "-s", "be", "--temperature", "0", "--max-tokens", "9")
     messages = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
@@ -163,6 +190,11 @@ WRONG = [
     (("-p", "x", "--top-p", "1.5"), "top_p"),
     (("-p", "x", "--max-tokens", "0"), "max_tokens"),
     (("-p", "x", "--cache-dtype", "int8"), "--cache-dtype"),
+    (("-p", "x", "--regex", "a", "--choice", "b"), "choices and regex"),
+    (("-p", "x", "--regex", "("), "regex"),
+    (("-p", "x", "--words", "/nowhere"), "/nowhere"),
+    (("--beams", "2"), "--beams"),
+    (("-p", "x", "--beams", "99"), "99"),
     (("-p", "x", "--stop", ""), "stop"),
     (("-p", "x", "--draft-model", "vectors"), "draft model"),
     (("-p", "x", "--chat-template-kwargs", "{"), "--chat-template-kwargs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import openai
 import pytest
@@ -143,6 +144,8 @@ FORMATS = [
     ({"extra_body": {"structured_outputs": {"regex": "[0-9]{3}"}}}, lambda text: text.isdecimal() and len(text) == 3),
     ({"extra_body": {"structured_outputs": {"json": {"const": 5}}}}, lambda text: text == "5"),
     ({"extra_body": {"structured_outputs": {"grammar": 'root ::= "a" "b"'}}}, lambda text: text == "ab"),
+    ({"extra_body": {"structured_outputs": {"words": ["a", "bc"]}}},
+     lambda text: {*re.findall("[a-z]+", text.lower())[:-1]} <= {"a", "bc"}),
     ({"extra_body": {"logit_bias": {str(tokenizer().encode("Z")[0]): 100}, "min_tokens": 3}, "max_tokens": 3},
      lambda text: text == "ZZZ"),
     ({"extra_body": {"stop_token_ids": tokenizer().encode("t")}}, lambda text: text == "Hello "),

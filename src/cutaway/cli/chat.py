@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cutaway.cli.conversation import HARMLESS, Reply, Talk, interactive, utf8
+from cutaway.cli.conversation import HARMLESS, Reply, Talk, interactive, text_of, utf8
 from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
+    from cutaway.engine.constraints.spec import ConstraintSpec
     from cutaway.engine.engine import Engine
     from cutaway.engine.sequence import Event
 
@@ -32,11 +34,29 @@ Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest t
 TopK = Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of mass P; 1 is off.")]
 MinP = Annotated[float, typer.Option(help="Draw from tokens at least P times as likely as the best; 0 is off.")]
+TypicalP = Annotated[float, typer.Option(help="Draw from the most typical tokens of mass P; 1 is off.")]
+NoRepeat = Annotated[int, typer.Option("--no-repeat-ngram", help="No run of N tokens comes twice; 0 is off.")]
 Repetition = Annotated[float, typer.Option(help="Divide scores of tokens that occurred; 1 is off.")]
 Presence = Annotated[float, typer.Option(help="Subtract from scores of tokens of the reply; 0 is off.")]
 Frequency = Annotated[float, typer.Option(help="The same per occurrence.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same reply.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the reply before this text. May be repeated.")]
+Choice = Annotated[list[str] | None, typer.Option(help="The reply is one of these texts. May be repeated.")]
+Regex = Annotated[str | None, typer.Option(help="The whole reply matches this regular expression.")]
+Schema = Annotated[
+    Path | None, typer.Option("--json-schema", help="The reply is JSON that the schema in a file allows.")
+]
+Grammar = Annotated[
+    Path | None, typer.Option(help="The reply follows the grammar in a file: Lark, or llama.cpp's EBNF.")
+]
+Words = Annotated[Path | None, typer.Option(help="The reply is made of the words in a file, such as a learner's list.")]
+NumBeams = Annotated[
+    int,
+    typer.Option(
+        "--beams", help="Search for the likeliest reply, N beginnings wide; 0 is off (needs --prompt).", min=0
+    ),
+]
+LengthPenalty = Annotated[float, typer.Option(help="Of beams: a reply ranks by its log-probability / length^P.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
 Speculate = Annotated[
     bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
@@ -65,9 +85,18 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
+    typical_p: TypicalP = 1.0,
     repetition_penalty: Repetition = 1.0,
     presence_penalty: Presence = 0.0,
     frequency_penalty: Frequency = 0.0,
+    no_repeat_ngram: NoRepeat = 0,
+    choice: Choice = None,
+    regex: Regex = None,
+    json_schema: Schema = None,
+    grammar: Grammar = None,
+    words: Words = None,
+    beams: NumBeams = 0,
+    length_penalty: LengthPenalty = 1.0,
     seed: Seed = None,
     stop: Stop = None,
     max_tokens: MaxTokens = 512,
@@ -82,6 +111,7 @@ def chat(
     """Talk to a model. Example: cutaway chat smollm2-135m-instruct --prompt "What is a llama?" --json"""
     _refuse(as_json and prompt is None, "--json", "needs --prompt")
     _refuse(logprobs is not None and not as_json, "--logprobs", "needs --json")
+    _refuse(beams > 0 and prompt is None, "--beams", "needs --prompt")
     _refuse(raw and system is not None, "--system", "has no place in raw text")
     _refuse(raw and variables is not None, "--chat-template-kwargs", "has no place in raw text")
     from cutaway.engine.params import SamplingParams
@@ -91,9 +121,12 @@ def chat(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
+        typical_p=typical_p,
         repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
+        no_repeat_ngram=no_repeat_ngram,
+        constraint=_constraint(choices=choice, regex=regex, schema=json_schema, grammar=grammar, words=words),
         seed=secrets.randbits(31) if seed is None else seed,
         stop=tuple(utf8(s, "--stop") for s in stop or []),
         max_tokens=max_tokens,
@@ -109,6 +142,8 @@ def chat(
     talk.begin(None if system is None else utf8(system, "--system"))
     if asked is None:
         interactive(talk)
+    elif beams:
+        _search(talk, asked, as_json, width=beams, length_penalty=length_penalty)
     elif as_json:
         reply = talk.answer(asked)
         print(json.dumps(report(talk, asked, reply, logprobs is not None), ensure_ascii=False))
@@ -116,6 +151,32 @@ def chat(
         table = HARMLESS if sys.stdout.isatty() else {}
         talk.answer(asked, lambda text: print(text.translate(table), end="", flush=True))
         print()
+
+
+def _search(talk: Talk, asked: str, as_json: bool, **rules: Any) -> None:
+    from cutaway.engine.search import Beams, beam_search
+
+    found = beam_search(talk.engine, talk.prompt(asked), talk.settings, Beams(**rules))
+    texts = [talk.engine.tokenizer.decode(reply.reply) for reply in found]
+    replies = [
+        {"text": text, "logprob": reply.logprob, "rank": reply.rank, "finish_reason": reply.finish}
+        for text, reply in zip(texts, found, strict=True)
+    ]
+    told = {"model": talk.name, "prompt": asked, "replies": replies}
+    print(json.dumps(told, ensure_ascii=False) if as_json else texts[0])
+
+
+def _constraint(**given: Any) -> ConstraintSpec | None:
+    """What the reply must be. given: by kind. Errors: two; a file that cannot be read."""
+    from cutaway.engine.constraints.spec import ConstraintSpec
+
+    named = {kind: value for kind, value in given.items() if value}
+    _refuse(len(named) > 1, " and ".join(named), "cannot be combined")
+    for kind, value in named.items():
+        source = text_of(value) if isinstance(value, Path) else value
+        make: Callable[[Any], ConstraintSpec] = getattr(ConstraintSpec, kind)
+        return make(source.split() if kind == "words" else source)
+    return None
 
 
 def report(talk: Talk, asked: str, reply: Reply, tokens: bool) -> dict[str, Any]:

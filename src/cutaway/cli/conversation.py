@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -70,13 +71,16 @@ class Talk:
 
         Errors: the conversation outgrows the context; it is then as before.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        tokenizer = self.engine.tokenizer
+        reply = self._listen(self.prompt(text), show)
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": reply.text}]
+        return reply
+
+    def prompt(self, text: str) -> list[int]:
+        """The tokens that ask for a reply to it. Errors: they leave no room for one in the context."""
+        messages, tokenizer = [*self.messages, {"role": "user", "content": text}], self.engine.tokenizer
         prompt = tokenizer.encode(text) if self.raw else tokenizer.chat(messages, **self.variables)
         self.engine.check(prompt)
-        reply = self._listen(prompt, show)
-        self.messages = [*messages, {"role": "assistant", "content": reply.text}]
-        return reply
+        return prompt
 
     def _listen(self, prompt: list[int], show: Callable[[str], None]) -> Reply:
         times, events = [time.perf_counter()], []
@@ -166,3 +170,11 @@ def utf8(value: str, where: str) -> str:
     except UnicodeEncodeError:
         raise CutawayError("is not UTF-8", where, "convert it first") from None
     return value
+
+
+def text_of(path: Path) -> str:
+    """What a text file holds. Errors: it cannot be read; it is not UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CutawayError(f"cannot be read: {error}", str(path), "name a text file in UTF-8") from None

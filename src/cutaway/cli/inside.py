@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cutaway.cli.conversation import text_of
 from cutaway.cli.heat import field, heat_map
 from cutaway.errors import CutawayError
 
@@ -240,7 +241,7 @@ def edit(
     from cutaway.weights.save import save_directory
 
     loaded, fact = _load(model), editing.Fact(prompt, subject, answer)
-    reading = TEXT if text is None else _read(text)
+    reading = TEXT if text is None else text_of(text)
     asked = {"paraphrases": paraphrase or [], "neighbors": neighbor or []}
     chosen = len(loaded.model.spec.layers) * 3 // 10 if layer is None else layer
     with _progress("editing") as each:
@@ -348,13 +349,6 @@ def _load(model: str) -> Loaded:
     from cutaway.weights.checkpoint import load
 
     return load(model)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CutawayError(f"cannot be read: {error}", str(path), "name a text file in UTF-8") from None
 
 
 def _shown(found: Any, as_json: bool) -> bool:

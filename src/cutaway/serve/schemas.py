@@ -120,6 +120,7 @@ class StructuredOutputs(Body):
     regex: Utf8 | None = None
     choice: list[Utf8] | None = None
     grammar: Utf8 | None = None
+    words: list[Utf8] | None = Field(None, description="all words that the reply may be made of")
 
     def constraint(self) -> ConstraintSpec | None:
         """Errors: several at once."""
@@ -135,6 +136,7 @@ CONSTRAINTS: dict[str, Callable[[Any], ConstraintSpec]] = {
     "regex": ConstraintSpec.regex,
     "choice": ConstraintSpec.choices,
     "grammar": ConstraintSpec.grammar,
+    "words": ConstraintSpec.words,
 }
 
 
