@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cutaway.engine.engine import Engine, Step
 from cutaway.engine.params import SamplingParams
@@ -22,7 +22,6 @@ from cutaway.engine.sequence import Event, Sequence
 from cutaway.errors import CutawayError
 
 Request = tuple[list[int], SamplingParams]
-Listener = Callable[[Event | Exception], None]
 Item = tuple[int, Event | Exception]
 T = TypeVar("T")
 
@@ -35,6 +34,14 @@ class Busy(CutawayError):
 
 class Stopped(RuntimeError):
     """The engine failed, or was shut down, before it had finished a sequence."""
+
+
+class Listener(NamedTuple):
+    """Where a sequence's events go, and under which number."""
+
+    loop: asyncio.AbstractEventLoop
+    inbox: asyncio.Queue[Item]
+    index: int
 
 
 class Gate:
@@ -106,12 +113,8 @@ class Service:
         """Start sequences; their events as they come, each with its sequence's index. All are accepted or none."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Item] = asyncio.Queue()
-
-        def listener(index: int) -> Listener:
-            return lambda event: _post(loop, inbox, (index, event))
-
         with self.gate.enter(len(sequences)):
-            self._command(lambda: self._start({s: listener(i) for i, s in enumerate(sequences)}))
+            self._command(lambda: self._start({s: Listener(loop, inbox, i) for i, s in enumerate(sequences)}))
             try:
                 left = len(sequences)
                 while left:
@@ -172,8 +175,7 @@ class Service:
         while self._obey():
             try:
                 steps, told = self.engine.stats.steps, self.engine.step()
-                for sequence, event in told:
-                    self._listeners[sequence](event)
+                self._tell(told)
                 for watcher in self.watchers if self.engine.stats.steps > steps else ():
                     watcher(self.engine.steps[-1])
             except Exception:  # whoever waits must hear of it, and the service must outlive it
@@ -191,11 +193,20 @@ class Service:
         return True
 
     def _fail(self, why: str) -> None:
-        for listener in self._listeners.values():
-            listener(Stopped(why))
+        self._tell([(sequence, Stopped(why)) for sequence in self._listeners])
         self._stop(list(self._listeners))
 
+    def _tell(self, told: Iterable[tuple[Sequence, Event | Exception]]) -> None:
+        """Wake each event loop once, however many listen there."""
+        mail: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Item], Item]]] = {}
+        for sequence, event in told:
+            loop, inbox, index = self._listeners[sequence]
+            mail.setdefault(loop, []).append((inbox, (index, event)))
+        for loop, letters in mail.items():
+            with suppress(RuntimeError):  # a closed loop: nobody listens any more
+                loop.call_soon_threadsafe(_deliver, letters)
 
-def _post(loop: asyncio.AbstractEventLoop, inbox: asyncio.Queue[Item], item: Item) -> None:
-    with suppress(RuntimeError):  # a closed loop: nobody listens any more
-        loop.call_soon_threadsafe(inbox.put_nowait, item)
+
+def _deliver(letters: list[tuple[asyncio.Queue[Item], Item]]) -> None:
+    for inbox, item in letters:
+        inbox.put_nowait(item)

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from cutaway.serve.errors import ApiError, as_api_error
 
 T = TypeVar("T")
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
 
 
 class Gone(ApiError):
@@ -83,6 +84,6 @@ class EventStream(Response):
 
 
 async def _send(send: Send, item: dict[str, Any], named: bool = False) -> None:
-    line = json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     name = f"event: {item['type']}\n" if named else ""
-    await send({"type": "http.response.body", "body": f"{name}data: {line}\n\n".encode(), "more_body": True})
+    event = f"{name}data: {JSON.encode(item)}\n\n".encode()
+    await send({"type": "http.response.body", "body": event, "more_body": True})

@@ -86,6 +86,7 @@ class Metrics:
     ) -> AsyncGenerator[tuple[int, Event], None]:
         """Pass events on and take their times, for the figures and for the request's line in the log."""
         began, record, counts = time.monotonic(), requestlog.current(), dict[int, int]()
+        between, made = self.histograms["between"].labels(model), self.reply_tokens.labels(model)
         first, last = dict[int, float](), dict[int, float]()
         record.finish = []
         try:
@@ -95,11 +96,14 @@ class Metrics:
                     if not last:
                         self.read(model, prompt_tokens)
                         record.first_token_s = now - began
-                    self.observe("between" if index in last else "first", model, now - last.get(index, began))
-                    first.setdefault(index, now)
+                    if index in last:
+                        between.observe(now - last[index])
+                    else:
+                        self.observe("first", model, now - began)
+                        first[index] = now
                     last[index], counts[index] = now, counts.get(index, 0) + 1
                     record.completion_tokens += 1
-                    self.reply_tokens.labels(model).inc()
+                    made.inc()
                     if event.finish:
                         record.finish.append(event.finish)
                         self._ended(model, event.finish, first[index], now, counts[index])

@@ -30,6 +30,7 @@ from kit.mutants import (
     running,
     sampling,
     search,
+    serving,
     text,
     vectors,
 )
@@ -65,4 +66,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *compress.MUTANTS,
     *adapters.MUTANTS,
     *profiles.MUTANTS,
+    *serving.MUTANTS,
 )

@@ -37,6 +37,7 @@ from kit.proofs import (
     running,
     sampling,
     search,
+    serving,
     text,
     vectors,
 )
@@ -73,4 +74,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **kept.PROOFS,
     **adapters.PROOFS,
     **profiles.PROOFS,
+    **serving.PROOFS,
 }
