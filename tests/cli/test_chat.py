@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cutaway.cli import main
 from cutaway.cli.conversation import Talk
@@ -145,6 +146,14 @@ def test_beams_find_the_likeliest_replies(cutaway):
     found = beam_search(Engine(decoder(), tokenizer()), tokenizer().encode("hi"), params, Beams(width=3))
     assert [(r["logprob"], r["rank"], r["finish_reason"]) for r in told["replies"]] == [r[1:] for r in found]
     assert out == told["replies"][0]["text"] + "\n"
+
+
+def test_threads(cutaway, monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    for options in ((), ("--threads", "3")):
+        assert cutaway("chat", "tiny", "-p", "hi", "--max-tokens", "1", *options)[0] == 0
+    assert told == [3]
 
 
 def test_system_and_raw(cutaway):

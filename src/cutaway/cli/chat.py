@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cutaway.cli.conversation import HARMLESS, Reply, Talk, interactive, text_of, utf8
+from cutaway.cli.running import CacheDtype, Context, Device, Draft, Dtype, Speculate, Threads, compute_with
 from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
@@ -58,18 +59,7 @@ NumBeams = Annotated[
 ]
 LengthPenalty = Annotated[float, typer.Option(help="Of beams: a reply ranks by its log-probability / length^P.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest reply.")]
-Speculate = Annotated[
-    bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
-]
-CacheDtype = Annotated[str | None, typer.Option(help="Of keys and values: float16, or int8, about half as large.")]
-Draft = Annotated[
-    str | None,
-    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
-]
 Adapter = Annotated[Path | None, typer.Option(help="A folder with a LoRA adapter that PEFT saved.")]
-Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
-Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
-Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
 
 
 def chat(
@@ -107,6 +97,7 @@ def chat(
     adapter: Adapter = None,
     dtype: Dtype = "stored",
     device: Device = "cpu",
+    threads: Threads = None,
 ) -> None:
     """Talk to a model. Example: cutaway chat smollm2-135m-instruct --prompt "What is a llama?" --json"""
     _refuse(as_json and prompt is None, "--json", "needs --prompt")
@@ -135,6 +126,7 @@ def chat(
     )
     asked = None if prompt is None else _stdin() if prompt == "-" else utf8(prompt, "--prompt")
     limits = {"context": context, "cache_dtype": cache_dtype, "speculate": speculate, "draft": draft}
+    compute_with(threads)
     talk = Talk(*_open(model, raw, dtype, device, limits), settings, raw)
     if adapter:
         talk.engine.adapters.load("adapter", adapter)

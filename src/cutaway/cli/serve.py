@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cutaway.cli.running import CacheDtype, Context, Device, Draft, Dtype, Speculate, Threads, compute_with
 from cutaway.errors import CutawayError
 
 if TYPE_CHECKING:  # PyTorch takes a second to import, `cutaway --help` should not
@@ -30,22 +31,9 @@ Names = Annotated[list[str], typer.Argument(help="Models: paths or names, see `c
 Encoders = Annotated[list[str] | None, typer.Option(help="An encoder for /v1/embeddings. May be repeated.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)]
-Dtype = Annotated[str, typer.Option(help="stored: the file's own; or float32, bfloat16, float16, float64.")]
-Device = Annotated[str, typer.Option(help='Where to compute, such as "cpu" or "cuda".')]
-Context = Annotated[int | None, typer.Option(help="Tokens of prompt and reply, if fewer than the model's.", min=2)]
-Speculate = Annotated[
-    bool, typer.Option(help="Guess tokens from the text so far, checked before they count: faster where text repeats.")
-]
-CacheDtype = Annotated[
-    str | None, typer.Option(help="Of keys and values: float16, or int8, in which nearly twice as many tokens fit.")
-]
 CacheMb = Annotated[
     int | None,
     typer.Option("--cache-mb", help="Megabytes for keys and values; if not given 1,074, on a GPU most of it.", min=1),
-]
-Draft = Annotated[
-    str | None,
-    typer.Option("--draft-model", help="A smaller model of the same vocabulary that guesses tokens as well."),
 ]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
@@ -75,6 +63,7 @@ def serve(
     port: Port = 8000,
     dtype: Dtype = "stored",
     device: Device = "cpu",
+    threads: Threads = None,
     context: Context = None,
     running: Running = 16,
     speculate: Speculate = False,
@@ -98,6 +87,7 @@ def serve(
     with listening(host, port) as taken, ExitStack() as stack:
         from cutaway.serve.app import Policy, create_app
 
+        compute_with(threads)
         loaded = load_all(models, embeddings or [], dtype, device)
         smaller = next(iter(load_all([draft] if draft else [], [], dtype, device).values()), None)
         settings = {"context": context, "running": running, "max_waiting": max_waiting, "speculate": speculate,

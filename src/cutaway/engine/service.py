@@ -41,7 +41,7 @@ class Listener(NamedTuple):
 
     loop: asyncio.AbstractEventLoop
     inbox: asyncio.Queue[Item]
-    index: int
+    number: int
 
 
 class Gate:
