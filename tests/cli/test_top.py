@@ -20,7 +20,7 @@ from serve.servers import loaded, running
 @pytest.fixture(scope="module")
 def url():
     served = serve_model(loaded("tiny", decoder(), tokenizer()))
-    server = create_app({"tiny": served}, Policy(api_key="key"))
+    server = create_app({"tiny": served}, Policy(api_keys=("key",)))
     mount(server, {"tiny": served})
     with running(server) as url:
         yield url

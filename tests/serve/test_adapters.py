@@ -157,7 +157,7 @@ def test_unknown_names_cannot_be_unloaded(http):
 
 def test_nothing_comes_or_goes_unless_the_server_allows_it(models, folder):
     load(models, "one", folder / "one")
-    with running(create_app(models, Policy("key"))) as url:
+    with running(create_app(models, Policy(("key",)))) as url:
         for path, body in (
             ("load_lora_adapter", {"lora_name": "x", "lora_path": "one"}),
             ("unload_lora_adapter", {"lora_name": "one"}),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 
 import httpx
+import openai
 import pytest
 
+from cutaway.errors import CutawayError
 from cutaway.serve.app import Policy, create_app, serve_model
 from engine.tiny import decoder, tokenizer
 from serve.servers import loaded, serving
@@ -53,7 +55,7 @@ def test_other_origins_are_refused(url):
 
 def test_an_origin_may_be_allowed():
     page = "http://localhost:5173"
-    with server(Policy(origins=frozenset({page}), api_key="key")) as url:
+    with server(Policy(origins=frozenset({page}), api_keys=("key",))) as url:
         answer = get(url, Origin=page, Authorization="Bearer key")
         assert answer.headers["access-control-allow-origin"] == page
         asked = {
@@ -68,7 +70,7 @@ def test_an_origin_may_be_allowed():
 
 
 def test_keys():
-    with server(Policy(api_key="schlüssel")) as url:
+    with server(Policy(api_keys=("schlüssel",))) as url:
         basic = base64.b64encode("me:schlüssel".encode()).decode()
         right = {b"Authorization": "Bearer schlüssel".encode()}
         assert httpx.get(f"{url}/v1/models", headers=right).status_code == 200
@@ -84,8 +86,38 @@ def test_keys():
         assert get(url).headers["www-authenticate"].startswith("Basic")
 
 
+def test_clients_with_different_keys_share_nothing_that_is_kept():
+    """Not the pages of a text that both ask about, nor a response that one asked to be kept."""
+    text = "what stands at the beginning of every request of theirs, longer than a page " * 2
+    with server(Policy(api_keys=("one", "two"))) as url:
+        a, b = (openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) for key in ("one", "two"))
+        asked = {"model": "tiny", "input": text, "max_output_tokens": 16}
+        cached = [client.responses.create(**asked).usage.input_tokens_details.cached_tokens for client in (a, a, b, b)]
+        assert cached[0] == cached[2] == 0 < cached[1] == cached[3]
+        kept = a.responses.create(**asked, store=True).id
+        assert a.responses.retrieve(kept).id == kept
+        with pytest.raises(openai.NotFoundError):
+            b.responses.retrieve(kept)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="three", max_retries=0).models.list()
+    with pytest.raises(CutawayError, match="api-key"):
+        Policy(api_keys=("one", ""))
+
+
+def test_a_reply_may_take_so_long():
+    asked = {"model": "tiny", "prompt": "x", "max_tokens": 200, "ignore_eos": True}
+    with server(Policy(timeout=0.02)) as url:
+        answer = httpx.post(f"{url}/v1/completions", json=asked)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        streamed = httpx.post(f"{url}/v1/completions", json=asked | {"stream": True}).text
+        assert '"code":"timeout"' in streamed
+        assert "[DONE]" not in streamed
+    with server(Policy(timeout=60)) as url:
+        assert httpx.post(f"{url}/v1/completions", json=asked).status_code == 200
+
+
 def test_nothing_of_a_refused_request_is_read():
-    with server(Policy(api_key="key")) as url:
+    with server(Policy(api_keys=("key",))) as url:
         answer = httpx.post(f"{url}/v1/chat/completions", content=b"{", headers={"Content-Type": "application/json"})
         assert answer.status_code == 401
 

@@ -151,7 +151,7 @@ def test_refusals_have_the_shape_that_the_client_knows(stream):
 
 
 def test_the_key_is_asked_for():
-    with asking("x", policy=Policy(api_key="right"), key="wrong") as client:
+    with asking("x", policy=Policy(api_keys=("right",)), key="wrong") as client:
         with pytest.raises(anthropic.AuthenticationError):
             client.messages.create(**ASKED)
         assert client.with_options(api_key="right").messages.create(**ASKED).content

@@ -37,7 +37,15 @@ CacheMb = Annotated[
 ]
 Running = Annotated[int, typer.Option(help="Sequences computed at the same time.", min=1)]
 Waiting = Annotated[int, typer.Option(help="Sequences that may queue; more are refused with 429.", min=0)]
-Key = Annotated[str | None, typer.Option(help="Clients must show this key.", envvar="CUTAWAY_API_KEY")]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key",
+        help="Clients must show this key. May be repeated: clients with different keys share time, and nothing kept.",
+        envvar="CUTAWAY_API_KEY",
+    ),
+]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that a reply may take; then it ends with 504.", min=0.001)]
 Origins = Annotated[list[str] | None, typer.Option(help='A web origin that may use the server, "*" for all.')]
 Hosts = Annotated[list[str] | None, typer.Option(help="A further name the server is called by.")]
 Drain = Annotated[float, typer.Option(help="Seconds that running requests have to end after SIGTERM.", min=0)]
@@ -71,7 +79,8 @@ def serve(
     cache_mb: CacheMb = None,
     draft: Draft = None,
     max_waiting: Waiting = 64,
-    api_key: Key = None,
+    timeout: Timeout = None,
+    api_key: Keys = None,
     allow_origin: Origins = None,
     allow_host: Hosts = None,
     no_api_key: Open = False,
@@ -97,7 +106,8 @@ def serve(
         load_adapters(served, adapter or [])
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None
-        app = create_app(served, Policy(api_key, named, frozenset(allow_origin or [])), log_prompts, adapters_from)
+        policy = Policy(tuple(api_key or ()), named, frozenset(allow_origin or []), timeout=timeout)
+        app = create_app(served, policy, log_prompts, adapters_from)
         mount_studio(app, served)
         log_requests()
         app.state.lifecycle.proven()

@@ -7,6 +7,7 @@ added to the application, as the studio's are; they find the mapping in `app.sta
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -48,7 +49,8 @@ def create_app(
     # The interactive pages would load scripts from elsewhere; the description at /openapi.json remains.
     app = FastAPI(title="Cutaway", version=__version__, docs_url=None, redoc_url=None)
     app.state.models, app.state.metrics, app.state.lifecycle = models, Metrics(models), Lifecycle()
-    app.state.memory, app.state.adapters_from = Memory(), adapters_from
+    app.state.memories, app.state.adapters_from = defaultdict[str, Memory](Memory), adapters_from
+    app.state.timeout = policy.timeout
     errors.install(app)
     for resource in (adapters, chat, completions, embeddings, listing, lifecycle, messages, rerank, responses, tokens):
         app.include_router(resource.router)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cutaway.engine.engine import TooLong
+from cutaway.engine.engine import TimedOut, TooLong
 from cutaway.engine.service import Busy
 from cutaway.errors import CutawayError, NotFound
 
@@ -53,6 +53,7 @@ STATUS: tuple[tuple[type[CutawayError], int, str | None], ...] = (
     (TooLong, 400, "context_length_exceeded"),
     (Busy, 429, "rate_limit_exceeded"),
     (NotFound, 404, "not_found"),
+    (TimedOut, 504, "timeout"),
     (CutawayError, 400, "invalid_value"),
 )
 # What Starlette and FastAPI refuse by themselves: their words -> message, code.

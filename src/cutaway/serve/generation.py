@@ -224,14 +224,13 @@ def begin(
         if any(token >= vocab for token in ids):
             raise ApiError(400, f"{name}: has token ids outside 0 ... {vocab - 1}", param=name, code="invalid_value")
     seed = secrets.randbits(63) if body.seed is None else body.seed
-    requests, others = [], {"constraint": constraint, "adapter": served.adapter, "prediction": prediction}
+    others: Json = {"top_logprobs": top_logprobs, "constraint": constraint, "prediction": prediction}
+    others |= {"adapter": served.adapter, "tenant": request.state.tenant, "timeout": request.app.state.timeout}
+    requests = []
     for prompt in prompts:
         check_prompt(service, prompt, field)
         limit = served.context - len(prompt) if max_tokens is None else max_tokens
-        requests += [
-            (prompt, body.params(seed=seed + i, max_tokens=limit, top_logprobs=top_logprobs, **others))
-            for i in range(body.choices)
-        ]
+        requests += [(prompt, body.params(seed=seed + i, max_tokens=limit, **others)) for i in range(body.choices)]
     return Generation(body, served, prompts, requests, request.app.state.metrics)
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cutaway.errors import CutawayError
 from cutaway.serve.errors import ApiError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -24,15 +25,21 @@ PROBES = frozenset({"/health", "/ping", "/ready"})  # for those who watch over t
 
 @dataclass(frozen=True)
 class Policy:
-    """api_key: what clients must show, None for nothing. hosts: names the server answers to, None for any.
+    """api_keys: clients must show one of these, if there are any. hosts: names the server answers to, None for any.
 
-    origins: of other web pages that may use it, "*" for all. max_body: bytes.
+    Who shows another key is another tenant: tenants share time fairly, and nothing that is kept of their texts.
+    origins: of other web pages that may use it, "*" for all. max_body: bytes. timeout: seconds that a reply may take.
     """
 
-    api_key: str | None = None
+    api_keys: tuple[str, ...] = ()
     hosts: frozenset[str] | None = LOOPBACK
     origins: frozenset[str] = frozenset()
     max_body: int = 4 << 20
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(self.api_keys):
+            raise CutawayError("is empty", "--api-key", "who shows nothing would show it")
 
 
 def check_host(policy: Policy, headers: Headers, path: str) -> ApiError | None:
@@ -57,13 +64,17 @@ def check_origin(policy: Policy, headers: Headers, path: str) -> ApiError | None
 
 def check_key(policy: Policy, headers: Headers, path: str) -> ApiError | None:
     """`Authorization: Bearer KEY`, Anthropic's `x-api-key: KEY`, or for browsers Basic with the key as password."""
-    if policy.api_key is None or path in PROBES:
-        return None
-    shown = _shown(headers.get("authorization", "")) or headers.get("x-api-key", "").encode("latin-1")
-    if hmac.compare_digest(shown, policy.api_key.encode()):
+    if not policy.api_keys or path in PROBES or tenant(policy, headers):
         return None
     headers_out = {"WWW-Authenticate": 'Basic realm="Cutaway: the API key is the password"'}
     return ApiError(401, "missing or wrong API key", code="invalid_api_key", headers=headers_out)
+
+
+def tenant(policy: Policy, headers: Headers) -> str:
+    """Which of the keys is shown, by its number; nothing if none is."""
+    shown = _shown(headers.get("authorization", "")) or headers.get("x-api-key", "").encode("latin-1")
+    found = [hmac.compare_digest(shown, key.encode()) for key in policy.api_keys]  # as long for each of them
+    return str(found.index(True)) if any(found) else ""
 
 
 def _shown(authorization: str) -> bytes:
@@ -103,6 +114,7 @@ class Guard:
         refusal = next((r for r in refusals if r), None)
         if refusal:
             return await refusal.response()(scope, receive, send)
+        scope.setdefault("state", {})["tenant"] = tenant(self.policy, headers)
         await self.app(scope, self._limited(receive), send)
 
     def _limited(self, receive: Receive) -> Receive:

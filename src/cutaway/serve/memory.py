@@ -6,9 +6,17 @@ import json
 from collections import OrderedDict
 from typing import Any
 
+from starlette.requests import Request
+
 from cutaway.serve.errors import ApiError
 
 Json = dict[str, Any]
+
+
+def memory_of(request: Request) -> Memory:
+    """Of the tenant that asks."""
+    memory: Memory = request.app.state.memories[request.state.tenant]
+    return memory
 
 
 class Memory:

@@ -14,7 +14,7 @@ from cutaway.serve.connection import EventStream, while_connected
 from cutaway.serve.dialogue import Json, Wish, plan
 from cutaway.serve.errors import ApiError
 from cutaway.serve.generation import begin, compiled, find_decoder, one_of
-from cutaway.serve.memory import Memory
+from cutaway.serve.memory import Memory, memory_of
 from cutaway.serve.response_stream import Making, in_stream
 from cutaway.serve.responses_schemas import (
     CallItem,
@@ -35,7 +35,7 @@ router = APIRouter()
 async def create(body: ResponsesRequest, request: Request) -> Response:
     """A response, whole or streamed."""
     served = find_decoder(request, body.model)
-    memory: Memory = request.app.state.memory
+    memory = memory_of(request)
     wish, turns = wished(body, memory)
     outputs = body.structured_outputs.constraint() if body.structured_outputs else None
     field, constraint = one_of(text=wish.constraint, structured_outputs=outputs)
@@ -56,7 +56,7 @@ async def create(body: ResponsesRequest, request: Request) -> Response:
 async def input_tokens(body: InputTokensRequest, request: Request) -> Json:
     """How long the prompt would be."""
     served = find_decoder(request, body.model)
-    wish, _ = wished(body, request.app.state.memory)
+    wish, _ = wished(body, memory_of(request))
     planned = await asyncio.to_thread(plan, served.loaded.tokenizer, wish, served.calls)
     return {"object": "response.input_tokens", "input_tokens": len(planned.prompt)}
 
@@ -64,13 +64,13 @@ async def input_tokens(body: InputTokensRequest, request: Request) -> Json:
 @router.get("/v1/responses/{name}")
 async def retrieve(name: str, request: Request) -> Json:
     """A response that is kept."""
-    return request.app.state.memory.find(name)[0]
+    return memory_of(request).find(name)[0]
 
 
 @router.delete("/v1/responses/{name}")
 async def delete(name: str, request: Request) -> Json:
     """Forget one."""
-    request.app.state.memory.forget(name)
+    memory_of(request).forget(name)
     return {"id": name, "object": "response", "deleted": True}
 
 
