@@ -7,6 +7,7 @@ Scheduler.plan ──► spans ──► Runner.run ──► logits of the rows
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter, deque
@@ -32,6 +33,8 @@ from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights.checkpoint import Loaded
+
+LOOKED = 64  # rows of a step that are looked at beside those that something is drawn from
 
 
 class TooLong(CutawayError):
@@ -91,7 +94,7 @@ class Engine:
         pages = pages_for(self.runner, wanted, running, self.runner.room if cache is None else cache)
         self.context, self.limit = min(wanted, pages * size), running
         self.scheduler: Scheduler[Sequence] = Scheduler(
-            Pages(pages, size), places=running, budget=budget, queue=sys.maxsize
+            Pages(pages, size), places=running, budget=budget, queue=sys.maxsize, most=self._most
         )
         self.runner.allocate(pages, self.context, budget, budget)
         if drafter:
@@ -118,7 +121,10 @@ class Engine:
         self.check(prompt + reply)
         limit = min(self.context, len(prompt) + params.max_tokens)
         adapter = self.adapters.find(params.adapter)
-        chain = Chain(salt(spec, params.tenant, limit, adapter))
+        looks = params.prompt_logprobs is not None
+        if looks and spec.encoder:
+            raise CutawayError("are those of a source, which is not predicted", "prompt_logprobs")
+        chain = Chain(os.urandom(16) if looks else salt(spec, params.tenant, limit, adapter))  # all is computed anew
         return Sequence(
             prompt, params, self.tokenizer, max(trace, params.top_logprobs), reply, source, limit, chain,
             params.priority, params.tenant, None if params.timeout is None else time.monotonic() + params.timeout,
@@ -155,10 +161,11 @@ class Engine:
             self._forget(sequence)
         if not spans:
             return told
-        rows, ran = _wanted(spans), time.monotonic()
-        logits = iter(self.runner.run(spans, [row for some in rows for row in some]))
+        rows, ran = [*zip(_looked(spans), _wanted(spans), strict=True)], time.monotonic()
+        logits = iter(self.runner.run(spans, [row for looked, some in rows for row in (*looked, *some)]))
         ran, noted = time.monotonic() - ran, []
-        for span, some in zip(spans, rows, strict=True):
+        for span, (looked, some) in zip(spans, rows, strict=True):
+            span.sequence.look(islice(logits, len(looked)))
             drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
             told += (brought := self._advance(span, [*islice(logits, len(some))]))
             noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
@@ -216,6 +223,10 @@ class Engine:
         if self.drafter and sequences:
             self.drafter.draft(sequences)
 
+    def _most(self, sequence: Sequence) -> int:
+        """Who looks at all rows gets few at a time: each is a distribution over the vocabulary."""
+        return max(1, LOOKED // sum(bool(s.unseen) for s in self.scheduler.running)) if sequence.unseen else sys.maxsize
+
     def _forget(self, sequence: Sequence) -> None:
         self.runner.forget(sequence)
         if self.drafter:
@@ -257,6 +268,15 @@ def engine_of(
         drafters.append(DraftModel(runner_of(draft)))
     limits.setdefault("drafter", InTurn(*drafters) if drafters else None)
     return Engine(runner, loaded.tokenizer, **limits)
+
+
+def _looked(spans: Batch) -> list[range]:
+    """Per span the rows that say what the model thought of the prompt's next tokens, if somebody wants to know."""
+    ends, rows = ends_of(spans), list[range]()
+    for (sequence, start, count), end in zip(spans, ends, strict=True):
+        first, last = max(start, sequence.unseen.start), min(start + count, sequence.unseen.stop)
+        rows.append(range(end - (start + count) + first, end - (start + count) + last))
+    return rows
 
 
 def _wanted(spans: Batch) -> list[list[int]]:

@@ -171,6 +171,16 @@ class Drawing(Body):
         return 1
 
     @property
+    def prompt_logprobs(self) -> int | None:
+        """How many alternatives to tell for each token of the prompt, None for nothing about it."""
+        return None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing but the prompt is wanted."""
+        return False
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -195,6 +205,7 @@ class Drawing(Body):
             min_tokens=self.min_tokens,
             max_tokens=max_tokens,
             top_logprobs=top_logprobs,
+            prompt_logprobs=self.prompt_logprobs,
             ignore_eos=self.ignore_eos,
             priority=-self.priority,
             constraint=constraint,
@@ -248,6 +259,14 @@ class CompletionRequest(Sampling):
     @property
     def choices(self) -> int:
         return self.best_of or self.n
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+    @property
+    def silent(self) -> bool:
+        return self.echo and self.max_tokens == 0
 
 
 class EmbeddingRequest(Body):
