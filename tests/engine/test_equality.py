@@ -16,7 +16,7 @@ import torch
 
 from cutaway.engine.draft_model import DraftModel
 from cutaway.engine.drafter import InTurn, PromptLookup
-from cutaway.engine.engine import Engine
+from cutaway.engine.engine import LOOKED, Engine
 from cutaway.engine.matrices import OfModel
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Native
@@ -97,6 +97,27 @@ def engine(cache: str, threads: int = 2, pages: int = 99, **limits: object) -> E
     for name, folder in folders().items():
         ready.adapters.load(name, folder)
     return ready
+
+
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_prompts_are_thought_of_the_same(cache):
+    """Of each token of a prompt what the model says of it in a reply, in any pieces and company, few rows at a time."""
+    made = engine(cache)
+    (reply,) = answers(made, [1])
+    text, looks = prompt(3) + [token for token, _ in reply], SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for limits in ({}, {"budget": 7, "running": 3}, {"budget": 512, "running": 16}, {"pages": 7}):
+        made, rows = engine(cache, **limits), list[int]()
+        run = made.runner.run
+        made.runner.run = lambda spans, wanted, run=run, rows=rows: rows.append(len(wanted)) or run(spans, wanted)
+        answers(made, [1])  # whose prompt is in the cache from now on
+        others = [made.add(prompt(REQUESTS[i][0]), REQUESTS[i][1]) for i in (0, 3, 4)]
+        several = [made.add(text, looks) for _ in range(3)]
+        while made.busy:
+            made.step()
+        assert max(rows) <= LOOKED + LOOKED // 2 + LOOKED // 3 + len(others) + len(several)
+        assert all(len(s.reply) for s in others)
+        for sequence in several:
+            assert [(c.token, c.logprob) for c in sequence.seen[2:]] == reply
 
 
 def answers(e: Engine, wanted: list[int]) -> list[Answer]:

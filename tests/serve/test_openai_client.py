@@ -14,6 +14,7 @@ import torch
 from cutaway.embed.sentences import encode
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
+from engine.test_engine import whole
 from engine.tiny import decoder, tokenizer
 from serve.servers import encoder
 
@@ -213,6 +214,53 @@ def test_completions(client, prompt, texts, n):
     for chunk in client.completions.create(**asked, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == [c.text for c in whole.choices]
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"n": 2, "best_of": 3}])
+def test_what_was_thought_of_a_prompt(client, more):
+    """Of every token but the first, whether the prompt was read before or not; the reply's follow."""
+    texts, asked = ["Où est-il? " * 3, "né"], {"model": "tiny", "seed": 4, "max_tokens": 4, "logprobs": 2}
+    for _ in range(2):
+        answer = client.completions.create(**asked, **more, prompt=texts, echo=True)
+        plain = client.completions.create(**asked, **more, prompt=texts)
+        for i, (choice, other) in enumerate(zip(answer.choices, plain.choices, strict=True)):
+            text, told = texts[i // more.get("n", 1)], choice.logprobs
+            ids = tokenizer().encode(text)
+            expected_TV = whole(decoder(), ids).log_softmax(-1)
+            count = len(ids)
+            assert choice.text == text + other.text
+            assert told.tokens[count:] == other.logprobs.tokens
+            assert told.token_logprobs[count:] == pytest.approx(other.logprobs.token_logprobs, abs=1e-4)
+            assert told.text_offset[count:] == [len(text) + at for at in other.logprobs.text_offset]
+            assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
+            assert told.token_logprobs[1:count] == pytest.approx(
+                [float(row_V[token]) for row_V, token in zip(expected_TV, ids[1:], strict=False)], abs=1e-4
+            )
+            for row_V, token, top in zip(expected_TV, told.tokens[1:count], told.top_logprobs[1:count], strict=False):
+                assert sorted(top.values())[-2:] == pytest.approx(sorted(row_V.topk(2).values.tolist()), abs=1e-4)
+                assert token in top
+            within = [len(tokenizer().decode(ids[:k]).rstrip("\ufffd")) for k in range(count)]
+            assert told.text_offset[:count] == within
+
+
+def test_a_prompt_alone_can_be_asked_about(client):
+    """As those do who compare texts by their likelihood: nothing is generated, or one token that is left out."""
+    ids = tokenizer().encode("Where is it?")
+    asked = {"model": "tiny", "prompt": [ids], "temperature": 0, "logprobs": 1, "echo": True}
+    (alone,) = client.completions.create(**asked, max_tokens=0).choices
+    (longer,) = client.completions.create(**asked, max_tokens=1).choices
+    assert (alone.text, alone.finish_reason) == ("Where is it?", "length")
+    assert alone.logprobs.token_logprobs == longer.logprobs.token_logprobs[:-1]
+    assert len(alone.logprobs.tokens) == len(alone.logprobs.top_logprobs) == len(alone.logprobs.text_offset) == len(ids)
+    assert client.completions.create(**asked, max_tokens=0).usage.completion_tokens == 0
+    parts = [c.choices[0] for c in client.completions.create(**asked, max_tokens=3, stream=True)]
+    (three,) = client.completions.create(**asked, max_tokens=3).choices
+    assert "".join(p.text for p in parts) == three.text
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [x for p in parts for x in getattr(p.logprobs, name)] == getattr(three.logprobs, name)
+    (silent,) = [c.choices[0] for c in client.completions.create(**asked, max_tokens=0, stream=True)]
+    assert (silent.text, silent.logprobs) == (alone.text, alone.logprobs)
+    assert client.completions.create(**asked | {"logprobs": None}, max_tokens=0).choices[0].logprobs is None
 
 
 def test_completion_logprobs(client):

@@ -20,6 +20,7 @@ class SamplingParams:
     logit_bias: added to the scores of these tokens. no_repeat_ngram: no run of so many tokens comes twice, 0 is off.
     stop_token_ids: tokens that end the reply, as the tokenizer's own do, and are not shown. min_tokens: none of these
     comes earlier. seed: the same seed, prompt and settings give the same reply. top_logprobs: alternatives told.
+    prompt_logprobs: the same for each token of the prompt, which is then computed whole; None is off.
     priority: higher goes first. tenant: who asks; tenants share time fairly, and no cached text. timeout: seconds.
     constraint: what the reply may be. adapter: the loaded one to compute with, by name. prediction: what the reply will
     probably be; it changes nothing but the time that takes.
@@ -42,6 +43,7 @@ class SamplingParams:
     min_tokens: int = 0
     max_tokens: int = 256
     top_logprobs: int = 0
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
     priority: int = 0
     tenant: str = ""
@@ -82,6 +84,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "min_tokens": (lambda v: v >= 0, "at least 0"),
     "max_tokens": (lambda v: v >= 1, "at least 1"),
     "top_logprobs": (lambda v: 0 <= v <= 100, "between 0 and 100"),
+    "prompt_logprobs": (lambda v: v is None or 0 <= v <= 100, "between 0 and 100"),
     "priority": (lambda v: -100 <= v <= 100, "between -100 and 100"),
     "timeout": (lambda v: v is None or v > 0, "above 0 seconds"),
 }

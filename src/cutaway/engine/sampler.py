@@ -322,6 +322,18 @@ def sample(
     return _describe(token, logits.values_V - logits.total, shaped, trace)
 
 
+def given(logits: Logits, token: int, count: int) -> Choice:
+    """What the model thought of a token that was not drawn. count: how many alternatives are told.
+
+    Errors: FloatingPointError if the model computed something that is not a number.
+    """
+    if not math.isfinite(logits.total):
+        raise FloatingPointError("the model's logits are not finite")
+    ids = logits.values_V.topk(min(count, len(logits.values_V))).indices.tolist() if count else []
+    logprobs = {i: float(logits.values_V[i]) - logits.total for i in [token, *ids]}
+    return Choice(token, logprobs[token], tuple(Alternative(i, logprobs[i], math.exp(logprobs[i]), None) for i in ids))
+
+
 def _describe(token: int, logprobs_V: Tensor, shaped: Shaped, count: int) -> Choice:
     best = logprobs_V.topk(min(count, len(logprobs_V))).indices.tolist()
     sampled_V = shaped.probabilities()

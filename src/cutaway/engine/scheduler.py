@@ -14,7 +14,9 @@ Time is virtual: tokens computed, divided by the tenants that share them. It sta
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Generic
 
 from cutaway.engine.pages import Chain, Pages
@@ -29,16 +31,19 @@ class Busy(CutawayError):
 class Scheduler(Generic[S]):
     """Every sequence waits, and holds no pages, or runs, until it has a `finish`.
 
-    places: sequences that run at a time. budget: tokens per step, at least one for each place. queue: sequences that
-    may wait. patience: virtual time that a level of priority is worth. Errors: `CutawayError` if budget < places.
+    places: sequences that run at a time. budget: tokens per step, at least one for each place. queue: sequences
+    that may wait. patience: virtual time that a level of priority is worth. most: tokens of a sequence's next span.
+    Errors: `CutawayError` if budget < places.
     """
 
     def __init__(
-        self, pages: Pages, *, places: int = 16, budget: int = 512, queue: int = 64, patience: float = 4096
-    ) -> None:
+        self, pages: Pages, *, places: int = 16, budget: int = 512, queue: int = 64, patience: float = 4096,
+        most: Callable[[S], int] = lambda _: sys.maxsize,
+    ) -> None:  # fmt: skip
         if not 0 < places <= budget:
             raise CutawayError(f"has {budget} tokens for {places} sequences", "budget", "give each at least one")
         self.pages, self.places, self.budget, self.queue, self.patience = pages, places, budget, queue, patience
+        self.most = most
         self.waiting: dict[S, None] = {}
         self.running: dict[S, None] = {}
         self.spans: dict[S, Span[S]] = {}  # planned, and not committed
@@ -82,6 +87,12 @@ class Scheduler(Generic[S]):
         sequence.finish = sequence.finish or "abort"
         if sequence not in self.spans:
             self._leave(sequence)
+
+    def fail(self, sequence: S) -> None:
+        """It could not be computed: it ends, and what it was to compute counts for nothing."""
+        self.spans.pop(sequence, None)
+        sequence.finish = "error"
+        self._leave(sequence)
 
     def plan(self, now: float = 0.0) -> list[Span[S]]:
         """The spans of a step, each with pages for all its tokens; together at most `budget` tokens.
@@ -139,6 +150,7 @@ class Scheduler(Generic[S]):
         lacking, room = len(sequence.tokens) - sequence.computed, sequence.limit - len(sequence.tokens) - 1
         others = min(self.places, len(self.running) + len(self.waiting)) - len(self.spans) - 1
         count = min(lacking + max(0, min(len(sequence.drafts), room)), self._left - others)
+        count = min(count, self.most(sequence))
         if not self.pages.grow(sequence.table, sequence.computed + count):
             count = min(count, lacking)
         while not self.pages.grow(sequence.table, sequence.computed + count):

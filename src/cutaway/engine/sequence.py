@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from cutaway.engine.adapters import Fitted
 from cutaway.engine.constraints.constraint import Constraint
 from cutaway.engine.pages import Chain
 from cutaway.engine.params import SamplingParams
-from cutaway.engine.sampler import Choice
+from cutaway.engine.sampler import Choice, Logits, given
 from cutaway.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ class Event:
 
 @dataclass(eq=False)
 class Sequence:
-    """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the others
-    might still become part of a stop string. trace: how many alternatives each choice describes. finish: as in
-    `Event`, or "abort", "timeout", "error". source: what the encoder reads, in an encoder-decoder; the prompt is then
-    its start token. cached: tokens that were found in pages when it began. began: when its first span was planned, on
-    the monotonic clock. drafter: who guessed `drafts`. trust: how probable it is that a drafter's next guess is right.
-    predicted: guesses from `SamplingParams.prediction` that were right, and the others. For the rest see `Schedulable`.
+    """tokens: the prompt, then the reply. text: the reply's. sent: how many of its characters are released; the
+    others might still become part of a stop string. trace: how many alternatives each choice describes. finish: as
+    in `Event`, or "abort", "timeout", "error". seen: what the model thought of the prompt's second token and those
+    that follow, as far as computed, if that is wanted. source: what the encoder reads, in an encoder-decoder; the
+    prompt is then its start token. cached: tokens that were found in pages when it began. began: when its first
+    span was planned, on the monotonic clock. drafter: who guessed `drafts`. trust: how probable it is that a
+    drafter's next guess is right. predicted: guesses from `SamplingParams.prediction` that were right, and the
+    others. For the rest see `Schedulable`.
     """
 
     prompt: list[int]
@@ -57,6 +60,7 @@ class Sequence:
     finish: str | None = None
     text: str = ""
     sent: int = 0
+    seen: list[Choice] = field(default_factory=list)
     computed: int = 0
     cached: int = 0
     began: float | None = None
@@ -76,6 +80,16 @@ class Sequence:
         self.decoder = self.tokenizer.stream(continuing=True)
         self.text = "".join(map(self.decoder.push, self.reply))
         self.sent = len(self.text)
+
+    @property
+    def unseen(self) -> range:
+        """The tokens of the prompt after each of which it is still to be told what the model thought of the next."""
+        return range(len(self.seen), 0 if self.params.prompt_logprobs is None else len(self.prompt) - 1)
+
+    def look(self, rows: Iterable[Logits]) -> None:
+        """What comes after the first of `unseen`."""
+        for logits in rows:
+            self.seen.append(given(logits, self.prompt[len(self.seen) + 1], self.params.prompt_logprobs or 0))
 
     def commit(self, choice: Choice, room: int) -> Event:
         """Append a drawn token. room: how many more tokens the context can hold after it."""

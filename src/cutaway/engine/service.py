@@ -37,7 +37,7 @@ class Stopped(RuntimeError):
 
 
 class Listener(NamedTuple):
-    """Where a sequence's events go, and under which number."""
+    """Where the events of a sequence go, and what is its number there."""
 
     loop: asyncio.AbstractEventLoop
     inbox: asyncio.Queue[Item]
@@ -75,7 +75,7 @@ class Service:
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
-        self.engine = engine
+        self.engine, engine.tolerant = engine, True
         self.gate = Gate(engine.limit + max_waiting)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[Sequence, Listener] = {}
@@ -200,8 +200,8 @@ class Service:
         """Wake each event loop once, however many listen there."""
         mail: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Item], Item]]] = {}
         for sequence, event in told:
-            loop, inbox, index = self._listeners[sequence]
-            mail.setdefault(loop, []).append((inbox, (index, event)))
+            loop, inbox, number = self._listeners[sequence]
+            mail.setdefault(loop, []).append((inbox, (number, event)))
         for loop, letters in mail.items():
             with suppress(RuntimeError):  # a closed loop: nobody listens any more
                 loop.call_soon_threadsafe(_deliver, letters)

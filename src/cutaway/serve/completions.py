@@ -7,10 +7,10 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from cutaway.engine.sequence import Event
+from cutaway.engine.sequence import Event, Sequence
 from cutaway.serve.errors import ApiError
 from cutaway.serve.generation import Answer, Format, Json, begin, compiled, find_decoder
-from cutaway.serve.logprobs import completion_logprobs
+from cutaway.serve.logprobs import completion_logprobs, of_prompt
 from cutaway.serve.schemas import CompletionRequest
 from cutaway.text.tokenizer import Tokenizer
 
@@ -33,11 +33,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         served,
         rows,
         field="prompt",
-        max_tokens=body.max_tokens,
+        max_tokens=body.max_tokens or body.silent,  # what follows the prompt is computed, and not told
         top_logprobs=body.logprobs or 0,
         constraint=constraint,
     )
-    format = completion_format(tokenizer, [p for p in prompts for _ in range(body.n)], body.logprobs)
+    format = completion_format(tokenizer, body, [p for p in prompts for _ in range(body.n)], generation.sequences)
     return await Answer(generation, format, body.n).respond(request)
 
 
@@ -47,9 +47,6 @@ def check(body: CompletionRequest) -> None:
         raise ApiError(400, f"best_of: must be at least n = {body.n}", param="best_of", code="invalid_value")
     if body.stream and body.choices > body.n:
         raise ApiError(400, "best_of: what is streamed cannot be ranked", param="best_of", code="invalid_value")
-    if body.echo and body.logprobs is not None:
-        message = "echo: log-probabilities of a prompt are not supported"
-        raise ApiError(400, message, param="echo", code="unsupported_parameter")
 
 
 def texts_of(tokenizer: Tokenizer, given: str | list[str] | list[int] | list[list[int]]) -> list[str]:
@@ -64,20 +61,26 @@ def token_rows(tokenizer: Tokenizer, given: str | list[str] | list[int] | list[l
     return [tokenizer.encode(row) if isinstance(row, str) else row for row in rows]  # type: ignore[misc]
 
 
-def completion_format(tokenizer: Tokenizer, echoes: list[str], top: int | None) -> Format:
-    """echoes: what each choice begins with. top: how many alternatives to report per token, None for no
-    log-probabilities at all."""
+def completion_format(
+    tokenizer: Tokenizer, body: CompletionRequest, echoes: list[str], sequences: list[Sequence]
+) -> Format:
+    """echoes: what each choice begins with. sequences: of the request, as soon as it has begun."""
+    top = body.logprobs
 
-    def described(index: int, text: str, events: list[Event]) -> Json:
-        logprobs = None if top is None else completion_logprobs(tokenizer, events, top)
+    def described(index: int, events: list[Event], first: bool) -> Json:
+        echo, said = echoes[index], [] if body.silent else events
+        told = [(event.choice, len(echo) + event.offset) for event in said]
+        if first and body.echo and top is not None:
+            told = [*of_prompt(tokenizer, sequences[index * body.choices // body.n], echo), *told]
+        logprobs = None if top is None else completion_logprobs(tokenizer, told, top)
+        text = echo * first + "".join(event.text for event in said)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": events[-1].finish}
 
     def choice(index: int, events: list[Event]) -> Json:
-        return described(index, echoes[index] + "".join(e.text for e in events), events)
+        return described(index, events, True)
 
     def deltas(index: int, event: Event, first: bool) -> list[Json]:
-        text = echoes[index] * first + event.text
-        worth = text or event.finish or top is not None
-        return [described(index, text, [event])] if worth else []
+        made = described(index, [event], first)
+        return [made] if made["text"] or event.finish or top is not None else []
 
     return Format("text_completion", "text_completion", "cmpl", choice, deltas)

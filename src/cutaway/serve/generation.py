@@ -168,6 +168,7 @@ class Answer:
 
     def _usage(self, completion_tokens: int) -> Json:
         """A reply's end token counts."""
+        completion_tokens *= not self.generation.body.silent
         return {
             "prompt_tokens": self.generation.prompt_tokens,
             "completion_tokens": completion_tokens,

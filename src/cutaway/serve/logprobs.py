@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
-from cutaway.engine.sequence import Event
+from cutaway.engine.sampler import Choice
+from cutaway.engine.sequence import Event, Sequence
 from cutaway.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # instead of minus infinity, which JSON lacks
@@ -25,21 +27,34 @@ def chat_logprobs(tokenizer: Tokenizer, events: Iterable[Event], count: int) -> 
     return {"content": [described(event) for event in events], "refusal": None}
 
 
-def completion_logprobs(tokenizer: Tokenizer, events: Iterable[Event], count: int) -> dict[str, Any]:
-    """{tokens, token_logprobs, top_logprobs, text_offset}; the chosen token is always among the top ones."""
-    events = list(events)
+def completion_logprobs(tokenizer: Tokenizer, told: list[tuple[Choice, int]], count: int) -> dict[str, Any]:
+    """{tokens, token_logprobs, top_logprobs, text_offset} of tokens and where their text begins.
 
-    def top(event: Event) -> dict[str, float]:
-        pairs = [(a.id, a.logprob) for a in event.choice.alternatives[:count]]
-        pairs.append((event.choice.token, event.choice.logprob))
+    The token that came is always among the top ones. Nothing is said of a text's first token, which nothing precedes.
+    """
+
+    def top(choice: Choice) -> dict[str, float] | None:
+        pairs = [(a.id, a.logprob) for a in choice.alternatives[:count]]
+        pairs.append((choice.token, choice.logprob))
+        if math.isnan(choice.logprob):
+            return None
         return {spelled(tokenizer, token): max(logprob, LOWEST) for token, logprob in reversed(pairs)}
 
     return {
-        "tokens": [spelled(tokenizer, e.choice.token) for e in events],
-        "token_logprobs": [max(e.choice.logprob, LOWEST) for e in events],
-        "top_logprobs": [top(e) for e in events] if count else None,
-        "text_offset": [e.offset for e in events],
+        "tokens": [spelled(tokenizer, choice.token) for choice, _ in told],
+        "token_logprobs": [None if math.isnan(c.logprob) else max(c.logprob, LOWEST) for c, _ in told],
+        "top_logprobs": [top(choice) for choice, _ in told] if count else None,
+        "text_offset": [offset for _, offset in told],
     }
+
+
+def of_prompt(tokenizer: Tokenizer, sequence: Sequence, text: str) -> list[tuple[Choice, int]]:
+    """What was thought of a prompt's tokens, not a number for the first, and where in `text` each begins."""
+    stream, at, told = tokenizer.stream(), 0, list[tuple[Choice, int]]()
+    for choice in [Choice(sequence.prompt[0], math.nan), *sequence.seen]:
+        told.append((choice, min(at, len(text))))
+        at += len(stream.push(choice.token))
+    return told
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

@@ -173,6 +173,16 @@ class Drawing(Body):
         return 1
 
     @property
+    def prompt_logprobs(self) -> int | None:
+        """How many alternatives to tell for each token of the prompt, None for nothing about it."""
+        return None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing but the prompt is wanted."""
+        return False
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -192,6 +202,7 @@ class Drawing(Body):
             stop=self.stops,
             stop_token_ids=tuple(self.stop_token_ids),
             min_tokens=self.min_tokens,
+            prompt_logprobs=self.prompt_logprobs,
             ignore_eos=self.ignore_eos,
             priority=-self.priority,
             **others,
@@ -244,6 +255,14 @@ class CompletionRequest(Sampling):
     @property
     def choices(self) -> int:
         return self.best_of or self.n
+
+    @property
+    def prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+    @property
+    def silent(self) -> bool:
+        return self.echo and self.max_tokens == 0
 
 
 class EmbeddingRequest(Body):

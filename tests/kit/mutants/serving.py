@@ -7,10 +7,28 @@ from __future__ import annotations
 from kit.mutation import edit, mutants
 
 SERVICE = "cutaway.engine.service:"
+ENGINE = "cutaway.engine.engine:"
 
 # fmt: off
 MUTANTS = mutants(
-    ("service: the first of a request hears for all", "service told", edit(SERVICE + "Service._tell", "(index, event)", "(0, event)")),
-    ("service: a wake-up for each token", "service told", edit(SERVICE + "Service._tell", "mail.setdefault(loop, []).append((inbox, (index, event)))", "loop.call_soon_threadsafe(_deliver, [(inbox, (index, event))])")),
+    ("service: the first of a request hears for all", "service told", edit(SERVICE + "Service._tell", "(number, event)", "(0, event)")),
+    ("service: a wake-up for each token", "service told", edit(SERVICE + "Service._tell", "mail.setdefault(loop, []).append((inbox, (number, event)))", "loop.call_soon_threadsafe(_deliver, [(inbox, (number, event))])")),
+    ("failing: all of a step for one", "service failing", edit(ENGINE + "Engine._compute", "len(spans) == 1 or has_states", "spans or has_states")),
+    ("failing: only the first is tried again", "service failing", edit(ENGINE + "Engine._compute", "for span in spans for each in self._compute", "for span in spans[:1] for each in self._compute")),
+    ("failing: one draw for all", "service failing", edit(ENGINE + "Engine._compute", "brought = self._failed(span, error)", "brought = [each for other in spans for each in self._failed(other, error)]")),
+    ("failing: it keeps its pages", "service failing", edit("cutaway.engine.scheduler:Scheduler.fail", "self._leave(sequence)", "self.running.pop(sequence)")),
+    ("failing: its memory is kept", "service failing", edit(ENGINE + "Engine._failed", "self._forget(span.sequence)", "pass")),
+    ("failing: it is tried for ever", "service failing", edit("cutaway.engine.scheduler:Scheduler.fail", "self._leave(sequence)", "sequence.finish = None")),
+    ("prompt: what was thought of the token before", "prompts llama", edit("cutaway.engine.sequence:Sequence.look", "len(self.seen) + 1", "len(self.seen)")),
+    ("prompt: rows of the span's beginning, wherever it is", "prompts llama", edit(ENGINE + "_looked", "range(end - (start + count) + first, end - (start + count) + last)", "range(end - max(0, last - first), end)")),
+    ("prompt: what is found in pages is not told", "prompts llama", edit(ENGINE + "Engine.prepare", "os.urandom(16) if looks else salt", "salt")),
+    ("prompt: only of the first piece", "prompts llama", edit(ENGINE + "_looked", "min(start + count, sequence.unseen.stop)", "min(start + count, sequence.unseen.stop) * (start == 0)")),
+    ("prompt: scores for logarithms", "prompts llama", edit("cutaway.engine.sampler:given", "float(logits.values_V[i]) - logits.total", "float(logits.values_V[i])")),
+    ("prompt: all but its last token", "prompts llama", edit("cutaway.engine.sequence:Sequence.unseen.fget", "len(self.prompt) - 1", "len(self.prompt) - 2")),
+    ("prompt: as many rows as there are", "prompts few", edit(ENGINE + "Engine._most", "LOOKED //", "10 ** 9 //")),
+    ("prompt: of another request", "prompts echoed", edit("cutaway.serve.completions:completion_format", "index * body.choices // body.n", "index")),
+    ("prompt: a reply's text begins at 0", "prompts echoed", edit("cutaway.serve.completions:completion_format", "len(echo) + event.offset", "event.offset")),
+    ("prompt: nothing for its first token", "prompts echoed", edit("cutaway.serve.logprobs:of_prompt", "[Choice(sequence.prompt[0], math.nan), *sequence.seen]", "sequence.seen")),
+    ("prompt: where tokens end, not begin", "prompts echoed", edit("cutaway.serve.logprobs:of_prompt", "told.append((choice, min(at, len(text))))\n        at += len(stream.push(choice.token))", "at += len(stream.push(choice.token))\n        told.append((choice, min(at, len(text))))")),
 )
 # fmt: on

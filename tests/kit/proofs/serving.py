@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from functools import partial
 
-from cutaway.engine.engine import Engine
+import torch
+
+from cutaway.engine.engine import LOOKED, Engine, Failed
 from cutaway.engine.params import SamplingParams
+from cutaway.engine.runner import Batch
+from cutaway.engine.sampler import Logits
+from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.service import Request, Service
+from cutaway.models.decoder import Decoder
+from cutaway.serve.completions import completion_format
+from cutaway.serve.schemas import CompletionRequest
+from engine.test_engine import whole
 from engine.tiny import decoder, tokenizer
+from kit import twins
+from kit.precision import all_float64
 
 REQUESTS: list[Request] = [
     (list(range(5 + n, 12 + 2 * n)), SamplingParams(seed=n, max_tokens=12, ignore_eos=True)) for n in range(4)
@@ -47,4 +60,99 @@ def told() -> None:
     assert wakes <= service.engine.stats.steps
 
 
-PROOFS: dict[str, Callable[[], object]] = {"service told": told}
+def failing() -> None:
+    """One of four sequences cannot be computed, one has no finite scores; the others say what they say alone."""
+    engine = Engine(decoder(), tokenizer())
+    run, engine.tolerant = engine.runner.run, True
+    sequences = [engine.add(*request) for request in REQUESTS]
+
+    def broken(spans: Batch, wanted: list[int]) -> list[Logits]:
+        later = [span.sequence for span in spans if len(span.sequence.reply) == 3]
+        if sequences[1] in later:
+            raise MemoryError
+        rows = zip(spans, run(spans, wanted), strict=True)
+        return [
+            r._replace(total=math.inf) if s.sequence in later and s.sequence is sequences[2] else r for s, r in rows
+        ]
+
+    engine.runner.run = broken  # type: ignore[method-assign]
+    errors = [who for _ in range(20) for who, event in engine.step() if isinstance(event, Failed)]
+    assert sorted(map(sequences.index, errors)) == [1, 2]
+    assert [s.finish for s in sequences] == ["length", "error", "error", "length"]
+    assert [s.reply for s in sequences[::3]] == [alone(*request) for request in REQUESTS[::3]]
+    assert not engine.busy
+    assert not engine.runner.memories
+    engine.scheduler.pages.check([])
+
+
+def prompts(name: str) -> None:
+    """What the model thinks of each token of a prompt, in pieces, beside others and after the same prompt was read."""
+    twin = twins.twin(name)
+    model = twins.ours(twin)
+    assert isinstance(model, Decoder)
+    engine = Engine(model, twins.Tokenizerless(), budget=9, running=3)  # type: ignore[arg-type]
+    given = [tokens_T.tolist() for tokens_T in twins.prompts((45, 19, 4))]
+    plain = SamplingParams(temperature=0, max_tokens=2)
+    for params in (plain, SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=3), plain):
+        sequences = [engine.add(prompt, params) for prompt in given]
+        for _ in range(100):
+            engine.step()
+        assert [len(s.seen) for s in sequences] == [0 if params is plain else len(p) - 1 for p in given]
+        for sequence in sequences if params.prompt_logprobs else ():
+            with all_float64(), torch.no_grad():
+                expected_TV = twin.reference(torch.tensor([sequence.prompt])).logits[0].log_softmax(-1)
+            for row_V, token, seen in zip(expected_TV, sequence.prompt[1:], sequence.seen, strict=False):
+                assert seen.token == token
+                assert abs(seen.logprob - float(row_V[token])) < 1e-4
+                assert [a.id for a in seen.alternatives] == row_V.topk(3).indices.tolist()
+                assert max(abs(a.logprob - float(row_V[a.id])) for a in seen.alternatives) < 1e-4
+
+
+def few() -> None:
+    """Rows of a step that somebody looks at are few, however long the prompts are."""
+    engine, rows = Engine(decoder(), tokenizer()), list[int]()
+    run = engine.runner.run
+    engine.runner.run = lambda spans, wanted: rows.append(len(wanted)) or run(spans, wanted)  # type: ignore[method-assign,func-returns-value]
+    for n in range(3):
+        engine.add([*range(n, n + 200)], SamplingParams(max_tokens=2, prompt_logprobs=0))
+    while engine.busy:
+        engine.step()
+    assert sum(rows) == 3 * (200 - 1 + 2)
+    assert max(rows) <= LOOKED * (1 + 1 / 2 + 1 / 3) + 3
+
+
+def echoed() -> None:
+    """Prompts of two texts beside their replies, one reply of two each, as a client gets them."""
+    texts, asked = ["n\u00e9 en", "abcab"], {"model": "", "echo": True, "logprobs": 1, "best_of": 2, "max_tokens": 2}
+    body, engine, count = CompletionRequest.model_validate(asked | {"prompt": texts}), Engine(decoder(), tokenizer()), 2
+    rows = [tokenizer().encode(text) for text in texts]
+    sequences = [engine.add(ids, body.params(seed, count, 1, None)) for ids in rows for seed in range(2)]
+    events: dict[Sequence, list[Event]] = {sequence: [] for sequence in sequences}
+    for _ in range(5):
+        for sequence, event in engine.step():
+            events[sequence].append(event)  # type: ignore[arg-type]
+    form = completion_format(tokenizer(), body, texts, sequences)
+    for i, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+        said = events[sequences[2 * i]]
+        made = form.choice(i, said)
+        told, logprobs_TV = made["logprobs"], whole(decoder(), ids).log_softmax(-1)
+        of_prompt = [float(row_V[token]) for row_V, token in zip(logprobs_TV, ids[1:], strict=False)]
+        expected = [*of_prompt, *(event.choice.logprob for event in said)]
+        assert made["text"] == text + "".join(event.text for event in said)
+        assert len(told["tokens"]) == 1 + len(expected)
+        assert told["token_logprobs"][0] is None
+        assert max(abs(a - b) for a, b in zip(told["token_logprobs"][1:], expected, strict=True)) < 1e-4
+        assert told["top_logprobs"][0] is None
+        found = [max(top.values()) for top in told["top_logprobs"][1 : len(ids)]]
+        assert max(abs(a - float(b)) for a, b in zip(found, logprobs_TV.max(-1).values, strict=False)) < 1e-4
+        within = [len(bytes(text, "utf8")[:k].decode(errors="ignore")) for k in range(len(ids))]
+        assert told["text_offset"] == within + [len(text) + event.offset for event in said]
+
+
+PROOFS: dict[str, Callable[[], object]] = {
+    "service told": told,
+    "service failing": failing,
+    "prompts few": few,
+    "prompts echoed": echoed,
+    **{f"prompts {name}": partial(prompts, name) for name in ("llama", "gemma3")},
+}
