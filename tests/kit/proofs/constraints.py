@@ -6,6 +6,7 @@ made here, one of each kind of tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -185,21 +186,43 @@ def _walks(spec: ConstraintSpec, viable: Viable, seed: int, times: int = 3) -> N
             walk(make(), constraint, viable, rng)
 
 
+LETTERS = ["a", "b", "c", " ", "日本", "é", '"', "\\", "\n", "\t", "/", "\x01", "\x7f", "\u2028"]
+
+
+def _texts(rng: random.Random) -> list[str]:
+    """A few, some of which begin others."""
+    texts = ["".join(rng.choices(LETTERS, k=rng.randint(1, 5))) for _ in range(5)]
+    return [*dict.fromkeys(texts + [text[: rng.randint(1, len(text))] for text in texts])]
+
+
 def choices() -> None:
-    """Random lists of texts, some of which begin others."""
+    """Random lists of texts: the next tokens of those that go on so, cut as the tokenizer cuts them."""
     rng = random.Random(0)
-    for seed in range(12):
-        texts = {
-            "".join(
-                rng.choices(
-                    ["a", "b", "c", " ", "日本", "é", '"', "\\", "\n", "\t", "/", "\x01", "\x7f", "\u2028"],
-                    k=rng.randint(1, 5),
-                )
-            )
-            for _ in range(5)
-        }
-        texts |= {text[: rng.randint(1, len(text))] for text in texts}
-        _walks(ConstraintSpec.choices(texts), listed(texts), seed)
+    for _ in range(24):
+        texts = _texts(rng)
+        for make in (byte_level, unigram):
+            spelled = [vocabulary(make())(text) for text in texts]
+            assert [vocabulary(make()).bytes_of(ids).decode() for ids in spelled] == texts
+            choose(make(), ConstraintSpec.choices(texts).compile(make()), spelled, rng)
+    with contextlib.suppress(CutawayError):
+        ConstraintSpec.choices(["日", "?"]).compile(word_piece())
+        raise AssertionError("a text that has no spelling was taken")
+
+
+def choose(tokenizer: Tokenizer, constraint: Constraint, spelled: list[list[int]], rng: random.Random) -> None:
+    """A random walk to the end of one of the texts."""
+    said, token = list[int](), -1
+    while token not in tokenizer.stop_ids:
+        rest = [ids[len(said) :] for ids in spelled if ids[: len(said)] == said]
+        expected = {ids[0] for ids in rest if ids} | (tokenizer.stop_ids if [] in rest else frozenset())
+        assert permitted(constraint) == expected, f"after {said} of {spelled}: {permitted(constraint)}"
+        assert constraint.done == (expected <= tokenizer.stop_ids), f"done after {said}"
+        common = [tokens[0] for tokens in itertools.takewhile(lambda c: len({*c}) == 1, zip(*rest, strict=False))]
+        assert constraint.forced() == common, f"forced after {said}: {constraint.forced()}, not {common}"
+        constraint.advance(token := rng.choice(sorted(expected)))
+        said.append(token)
+    assert constraint.done
+    assert permitted(constraint) == tokenizer.stop_ids
 
 
 def _random_regex(rng: random.Random, depth: int = 3) -> tuple[str, set[str]]:
@@ -221,6 +244,9 @@ def _random_regex(rng: random.Random, depth: int = 3) -> tuple[str, set[str]]:
 def expressions() -> None:
     """Random regular expressions whose languages are finite, and some whose are not."""
     rng = random.Random(1)
+    for seed in range(6):
+        texts = _texts(rng)
+        _walks(ConstraintSpec.regex("|".join(texts).replace("\\", r"\\")), listed(texts), seed)
     for seed in range(25):
         pattern, language = _random_regex(rng)
         if len(language) <= 3000:
@@ -254,7 +280,12 @@ def _decodes(text: bytes) -> bool:
 def words() -> None:
     """Nothing but the listed words, in either case, with what may stand between them."""
     for seed, (listed_words, between, gap) in enumerate(
-        [(["ab", "abc", "cc"], " .", "[ .]"), (["a", "b-a"], "-,", "[-,]"), (["ca", "c a"], " ", "[ ]")]
+        [
+            (["ab", "abc", "cc"], " .", "[ .]"),
+            (["a", "b-a"], "-,", "[-,]"),
+            (["ca", "c a"], " ", "[ ]"),
+            (['c"'], " ", "[ ]"),
+        ]
     ):
         for capital in (False, True):
             forms = {*listed_words} | ({w[0].upper() + w[1:] for w in listed_words} if capital else set())
@@ -559,15 +590,17 @@ def writing() -> None:
     assert not rows_RW[1, -3:].any(), "beyond the vocabulary nothing is allowed"
     assert (rows_RW[0] == -1).all(), "another row was written to"
     endless = Tokenizer(Recipe("BPE", {"a": 0, "b": 1}, [], decoder={"type": "ByteLevel"}))
-    for pattern, steps, rest in (("ab", "ab", [[0], [1], []]), ("a*", "aa", [[0], [0], [0]])):
-        constraint = ConstraintSpec.regex(pattern).compile(endless)
-        found = []
+    made = ConstraintSpec.regex("ab"), ConstraintSpec.choices(["ab"]), ConstraintSpec.regex("a*")
+    for spec, steps, rest in zip(
+        made, ("ab", "ab", "aa"), ([[0], [1], []], [[0], [1], []], [[0], [0], [0]]), strict=True
+    ):
+        constraint, found = spec.compile(endless), []
         for letter in [*steps, ""]:
             found.append(sorted(permitted(constraint)))
             if letter:
                 constraint.advance("ab".index(letter))
-        assert found == rest, f"{pattern}: {found}"
-        assert constraint.done == (pattern == "ab")
+        assert found == rest, f"{spec.source}: {found}"
+        assert constraint.done == (not rest[-1])
 
 
 _NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
