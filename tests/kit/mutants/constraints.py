@@ -8,6 +8,7 @@ from kit.mutation import edit, mutants, put
 
 CONSTRAINT = "cutaway.engine.constraints.constraint:"
 CHOICES = "cutaway.engine.constraints.choices:Choices."
+SAMPLER = "cutaway.engine.sampler:"
 GRAMMARS = "cutaway.engine.constraints.grammars:"
 SCHEMA = "cutaway.engine.constraints.json_schema:"
 CHECK = "cutaway.engine.constraints.json_schema_check:"
@@ -53,9 +54,10 @@ MUTANTS = mutants(
     ("forced: never", "constraint forcing", edit(CONSTRAINT + "Grammar.forced", "if self.done:", "if True:")),
     ("forced: with the space that the tokenizer puts first", "constraint forcing",
         edit(CONSTRAINT + "Vocabulary.__call__", "start < len(ids)", "start < 0")),
-    ("apply: bits from the highest", "constraint applying", edit(CONSTRAINT + "_biases", "torch.arange(8)", "torch.arange(8).flip(0)")),
-    ("apply: forbids what is allowed", "constraint applying", edit(CONSTRAINT + "_biases", "bits == 0", "bits == 1")),
-    ("apply: the same mask for every row", "constraint applying", edit(CONSTRAINT + "apply", "mask_RW.contiguous()", "mask_RW[:1].expand_as(mask_RW).contiguous()")),
+    ("fence: forbids what is allowed", "constraint fencing", edit(SAMPLER + "fence", "~allowed_V", "allowed_V")),
+    ("fence: beyond the mask all is allowed", "constraint fencing", edit(SAMPLER + "fence", "scores_V[len(allowed_V):] = -torch.inf", "pass")),
+    ("fence: the best of all, allowed or not", "constraint greedy", edit(SAMPLER + "sample", "mask_W is None or", "True or")),
+    ("fence: a neighbor's bit", "constraint greedy", edit(CONSTRAINT + "allows", "token % 32", "(token + 1) % 32")),
     ("words: quotation marks not escaped", "constraint words",
         edit(GRAMMARS + "_quoted", "json.dumps(value, ensure_ascii=False)", "(json.dumps(value) if isinstance(value, dict) else '\"' + value + '\"')")),
     ("choices: spelled byte by byte", "constraint choices", edit(CHOICES + "of", "vocabulary(text)", "[*text.encode()]")),

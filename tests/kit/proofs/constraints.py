@@ -12,13 +12,17 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from unittest.mock import patch
 
 import regex
 import torch
 
-from cutaway.engine.constraints.constraint import Constraint, _biases, allowed, apply, vocabulary
+from cutaway.engine.constraints.constraint import Constraint, allowed, vocabulary
 from cutaway.engine.constraints.spec import ConstraintSpec, _compiled
+from cutaway.engine.params import SamplingParams
+from cutaway.engine.sampler import Logits, fence, sample
 from cutaway.errors import CutawayError
+from cutaway.native.sampling import kernels
 from cutaway.text.added import AddedToken
 from cutaway.text.alphabet import LETTER_OF_BYTE, to_letters
 from cutaway.text.recipe import Recipe
@@ -566,19 +570,33 @@ def forcing() -> None:
         spelled.advance(token)
 
 
-def applying() -> None:
-    """Forbidden scores become minus infinity, the others stay, in every type and for every width."""
+def fencing() -> None:
+    """Forbidden scores become minus infinity, the others stay; natively and not, with masks of any width."""
     generator = torch.Generator().manual_seed(0)
-    for size, dtype in itertools.product((64, 95, 200), (torch.float32, torch.bfloat16, torch.float64)):
-        words = -(-size // 32)
-        mask_RW = torch.randint(-(2**31), 2**31, (3, words + 1), generator=generator).to(torch.int32)
-        mask_RW[2] = -1
-        logits_RV = torch.randn(3, size, generator=generator).to(dtype)
-        found_RV = apply(logits_RV.clone(), mask_RW)
-        for row, token in itertools.product(range(3), range(size)):
-            bit = (int(mask_RW[row, token // 32]) >> (token % 32)) & 1
-            expected = float(logits_RV[row, token]) if bit else -torch.inf
-            assert float(found_RV[row, token]) == expected, f"row {row}, token {token} of {size}, {dtype}"
+    for size, native in itertools.product((1, 64, 95, 200), (kernels(), None)):
+        for words in (1, -(-size // 32), -(-size // 32) + 1):
+            mask_W = torch.randint(-(2**31), 2**31, (words,), generator=generator).to(torch.int32)
+            mask_W[0] = -1
+            scores_V = torch.randn(size, generator=generator)
+            found_V = scores_V.clone()
+            with patch("cutaway.engine.sampler.kernels", lambda native=native: native):
+                fence(found_V, mask_W)
+            for token in range(size):
+                bit = token < 32 * words and (int(mask_W[token // 32]) >> (token % 32)) & 1
+                expected = float(scores_V[token]) if bit else -torch.inf
+                assert float(found_V[token]) == expected, f"token {token} of {size}, {words} words, {native}"
+
+
+def greedy() -> None:
+    """At temperature 0: the best token that the mask allows, whether it is the best of all or not."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        values_V = torch.randn(70, generator=generator)
+        mask_W = torch.randint(-(2**31), 2**31, (3,), generator=generator).to(torch.int32)
+        found = sample(Logits.of(values_V), SamplingParams(temperature=0), [1], [], mask_W=mask_W)
+        best = max((float(values_V[t]), t) for t in allowed(mask_W)[:70].nonzero().flatten().tolist())[1]
+        assert found.token == best, f"{found.token}, not {best}"
+        assert abs(found.logprob - float(values_V.log_softmax(0)[best])) < 1e-5
 
 
 def writing() -> None:
@@ -669,7 +687,7 @@ def _refusal(schema: object) -> CutawayError | None:
 
 def _fresh(proof: Callable[[], None]) -> None:
     """Run a proof on what is compiled for it alone; a refusal that it does not expect is a failure."""
-    caches = (vocabulary, _compiled, _biases)
+    caches = (vocabulary, _compiled)
     for cache_ in caches:
         cache_.cache_clear()
     try:
@@ -682,8 +700,8 @@ def _fresh(proof: Callable[[], None]) -> None:
 
 
 def _named() -> Iterator[tuple[str, Callable[[], None]]]:
-    proofs = (choices, expressions, words, schemas, values, grammars, calls, going_back, forcing, applying, writing)
-    for proof in (*proofs, refusing):
+    proofs = (choices, expressions, words, schemas, values, grammars, calls, going_back, forcing, fencing, writing)
+    for proof in (*proofs, refusing, greedy):
         yield f"constraint {proof.__name__}", partial(_fresh, proof)
 
 

@@ -205,6 +205,8 @@ class Grammar:
             return []
         # A copy is asked, because the question leaves traces. The byte 0xFF announces a control token.
         data = self._matcher.deep_copy().compute_ff_bytes()[:LONGEST_FORCED].split(b"\xff")[0]
+        if not data:
+            return []
         recent = self._tokens[-CONTEXT:]
         try:
             text = codecs.getincrementaldecoder("utf-8")().decode(self.vocabulary.bytes_of(recent) + data)
@@ -244,25 +246,11 @@ def packed(tokens: Collection[int], words: int) -> Tensor:
     return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
 
 
+def allows(mask_W: Tensor, token: int) -> bool:
+    """Whether the mask allows this token."""
+    return token < 32 * len(mask_W) and bool(int(mask_W[token // 32]) >> token % 32 & 1)
+
+
 def allowed(mask_W: Tensor) -> Tensor:
     """The mask as booleans, one per token: [32 W]."""
     return (mask_W[:, None] >> torch.arange(32, dtype=torch.int32) & 1).flatten().bool()
-
-
-def apply(logits_RV: Tensor, mask_RW: Tensor) -> Tensor:
-    """Minus infinity, in place, for what the masks forbid; a word that is -1 allows all its tokens.
-
-    The masks must be as wide as the logits at least. Each byte becomes eight biases by table look-up, which is several
-    times faster than unpacking bits and filling.
-    """
-    bytes_N = mask_RW.contiguous().view(torch.uint8).flatten().int()
-    bias_RV = _biases(logits_RV.dtype, logits_RV.device).index_select(0, bytes_N.to(logits_RV.device))
-    bias_RV = bias_RV.view(len(mask_RW), -1)[:, : logits_RV.shape[1]]
-    return logits_RV.add_(bias_RV)
-
-
-@lru_cache
-def _biases(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Row b has, for each bit of the byte b from the lowest, 0 if it is set and minus infinity if not: [256, 8]."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    return torch.zeros(256, 8, dtype=dtype, device=device).masked_fill_((bits == 0).to(device), -torch.inf)
