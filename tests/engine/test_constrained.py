@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 
 from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.engine.engine import Engine
+from cutaway.engine.labels import score
 from cutaway.engine.params import SamplingParams
-from engine.test_engine import ids
+from cutaway.labs.statistics import chi_square
+from engine.test_engine import ids, whole
 from engine.tiny import decoder, tokenizer
 
 SCHEMA = {
@@ -76,7 +80,8 @@ def test_a_constraint_that_cannot_go_on_ends_its_own_reply_only(monkeypatch):
 )
 def test_forced_tokens_are_drafts_that_change_nothing(constraint, pattern, temperature, monkeypatch):
     drafted = said(constraint, 3, temperature)
-    monkeypatch.setattr("cutaway.engine.constraints.constraint.Grammar.forced", lambda self: [])
+    for who in ("constraint.Grammar", "choices.Choices"):
+        monkeypatch.setattr(f"cutaway.engine.constraints.{who}.forced", lambda self: [])
     text, finish, steps = said(constraint, 3, temperature)
     assert (text, finish) == drafted[:2]
     assert drafted[2] < steps or constraint.kind == "words"
@@ -92,3 +97,23 @@ def test_a_setting_that_does_not_suit_the_model_ends_its_own_reply_only():
     while engine.busy:
         engine.step()
     assert (one.finish, other.finish, least.finish, least.text) == ("error", "length", "stop", "ab")
+
+
+LABELS = ("yes.", "yesterday.", "no.", "not now.", "never.", "日本.")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_choices_are_drawn_with_the_probabilities_of_a_walk(seed):
+    model, prompt = decoder(seed=seed), ids(5, seed)
+    labels = [tuple(tokenizer().encode(label, add_special=False)) for label in LABELS]
+    found = score(labels, lambda said: whole(model, [*prompt, *said])[-1])
+    engine = Engine(model, tokenizer(), running=64)
+    params = SamplingParams(temperature=1, max_tokens=20, constraint=ConstraintSpec.choices(LABELS))
+    replies = [engine.add(prompt, replace(params, seed=1000 * seed + i)) for i in range(600)]
+    while engine.busy:
+        engine.step()
+    counts_L = torch.tensor([labels.index(tuple(reply.reply[:-1])) for reply in replies]).bincount(
+        minlength=len(LABELS)
+    )
+    assert chi_square(counts_L, found.walked) > 1e-3
+    assert chi_square(counts_L, found.walked.flip(0)) < 1e-9

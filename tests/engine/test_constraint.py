@@ -16,8 +16,9 @@ import jsonschema
 import pytest
 import torch
 
-from cutaway.engine.constraints.constraint import Constraint, allowed, apply, vocabulary
+from cutaway.engine.constraints.constraint import Constraint, allowed, vocabulary
 from cutaway.engine.constraints.spec import LARGEST, ConstraintSpec
+from cutaway.engine.sampler import fence
 from cutaway.errors import CutawayError
 from cutaway.text.tokenizer import Tokenizer
 from kit.proofs import constraints as proofs
@@ -157,10 +158,15 @@ def says(tokenizer: Tokenizer, spec: ConstraintSpec, text: str) -> None:
 
 
 def test_masks_of_real_vocabularies_are_those_of_brute_force(tokenizer: Tokenizer) -> None:
-    """Texts spelled out token by token, over all tokens."""
+    """Texts spelled out token by token, over all tokens; and choices, as it cuts them itself."""
     viable = functools.cache(proofs.listed(CHOICES))
     for seed in range(1 + (tokenizer.vocab_size < 100_000)):
-        proofs.walk(tokenizer, ConstraintSpec.choices(CHOICES).compile(tokenizer), viable, random.Random(seed))
+        proofs.walk(tokenizer, ConstraintSpec.regex("|".join(CHOICES)).compile(tokenizer), viable, random.Random(seed))
+    spelled = [tokenizer.encode(f"\n{text}", add_special=False) for text in CHOICES]
+    begun = len(tokenizer.encode("\n", add_special=False))
+    for seed in range(8):
+        constraint = ConstraintSpec.choices(CHOICES).compile(tokenizer)
+        proofs.choose(tokenizer, constraint, [ids[begun:] for ids in spelled], random.Random(seed))
 
 
 def test_a_forced_answer_needs_no_model(smollm2: Tokenizer) -> None:
@@ -311,6 +317,8 @@ BOMBS: dict[str, Callable[[], ConstraintSpec]] = {
         {"properties": {f"p{i}": {"type": "string"} for i in range(5000)}}
     ),
     "too many properties": lambda: ConstraintSpec.schema({"properties": {f"p{i}": {} for i in range(50_000)}}),
+    "many choices": lambda: ConstraintSpec.choices([f"{i * 7919 % 100003} x" for i in range(20_000)]),
+    "long choice": lambda: ConstraintSpec.choices(["many words " * 22_000]),
     "large enum": lambda: ConstraintSpec.schema({"enum": [f"{i * 7919 % 10007}x" for i in range(9000)]}),
     "repeats of repeats": lambda: ConstraintSpec.regex("((a{1,1000}){1,1000}){1,1000}"),
     "automaton with 2^n states": lambda: ConstraintSpec.regex("(a|b)*a(a|b){200}"),
@@ -383,11 +391,13 @@ def test_cost(tokenizer: Tokenizer) -> None:
     specs = {name: spec for name, (spec, _) in KINDS.items()} | {"2000 words": ConstraintSpec.words(many[:2000])}
     for name, spec in specs.items():
         print(f"{name:12}", "  ".join(f"{what} {us:6.1f} us" for what, us in cost(tokenizer, spec).items()))
-    logits_RV = torch.randn(8, tokenizer.vocab_size)
-    mask_RW = torch.full((8, vocabulary(tokenizer).words), 7, dtype=torch.int32)
+    scores_V, mask_W = (
+        torch.randn(tokenizer.vocab_size),
+        torch.full((vocabulary(tokenizer).words,), 7, dtype=torch.int32),
+    )
     found = []
     for _ in range(20):
         start = time.perf_counter()
-        apply(logits_RV, mask_RW)
+        fence(scores_V, mask_W)
         found.append(1e6 * (time.perf_counter() - start))
-    print(f"apply to 8 rows of {tokenizer.vocab_size}: {statistics.median(found):.0f} us")
+    print(f"fence {tokenizer.vocab_size} scores: {statistics.median(found):.0f} us")

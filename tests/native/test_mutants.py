@@ -14,7 +14,7 @@ from cutaway.engine.matrices import layout
 from cutaway.engine.sampler import gumbel
 from cutaway.native import build
 from cutaway.native.packing import pack_rows
-from cutaway.native.sampling import draw, kernels, reach
+from cutaway.native.sampling import draw, fence, kernels, reach
 from cutaway.native.tape import Kind, batch_of
 from cutaway.nn.attention import Question
 from cutaway.weights import blocks
@@ -98,6 +98,13 @@ def adapted() -> bool:
     return all(off < 1e-5 for off in adapters.distances(PORTABLE))
 
 
+def fenced() -> bool:
+    """Whether 40 scores keep what a mask of one word allows, and nothing beyond it."""
+    scores_V, mask_W = torch.zeros(40), torch.tensor([0b101], dtype=torch.int32)
+    fence(kernels.__wrapped__(PORTABLE), scores_V, mask_W)
+    return bool(scores_V.isfinite().nonzero().flatten().tolist() == [0, 2])
+
+
 class Mutant(NamedTuple):
     """In which file, what becomes what, and who must notice."""
 
@@ -130,6 +137,8 @@ MUTANTS = {
     "who is below the filter may win": Mutant("sampling.h", "&& scores[k + i] >= low ", "", drawn),
     "the next band begins at nothing": Mutant("sampling.h", "have = weight, above", "above", drawn),
     "a band has its upper end twice": Mutant("sampling.h", "&& scores[i] < above", "", drawn),
+    "beyond the mask all is allowed": Mutant("sampling.h", "mask[k / 32] : 0", "mask[k / 32] : ~0u", fenced),
+    "masks are read from the highest bit": Mutant("sampling.h", "bits >> i & 1", "bits >> (31 - i) & 1", fenced),
     "a token's scale lands at another": Mutant("kernels.cpp", "* PAGE + slot] = to_half", "* PAGE] = to_half", kept),
     "a scale of the whole head": Mutant("kernels.cpp", "x + e, row + e, &step", "x, row + e, &step", kept),
     "the largest number is clipped": Mutant("kernels.cpp", "? 127.0f / size", "? 128.0f / size", kept),

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.engine.constraints.constraint import apply
+from cutaway.engine.constraints.constraint import allowed, allows
 from cutaway.engine.params import SamplingParams
 from cutaway.errors import CutawayError
 from cutaway.native.sampling import draw as draw_natively
+from cutaway.native.sampling import fence as fence_natively
 from cutaway.native.sampling import kernels, reach
 
 LOWEST = torch.finfo(torch.float32).min
@@ -144,7 +145,7 @@ def shape(
     """
     scores_V = penalize(logits_V.float(), params, prompt, reply)
     if mask_W is not None:
-        apply(scores_V[None], mask_W[None])
+        fence(scores_V, mask_W)
     forbidden = tuple((name, tokens) for name, rule in RULES if (tokens := rule(params, prompt, reply, ends)))
     for _, tokens in forbidden:
         scores_V[[token for token in tokens if token < len(scores_V)]] = -torch.inf
@@ -157,6 +158,15 @@ def shape(
     scaled_V -= best  # at most 0: no temperature makes it overflow
     scaled_V /= params.temperature
     return Shaped(scores_V, _bands(scores_V, params), forbidden)
+
+
+def fence(scores_V: Tensor, mask_W: Tensor) -> None:
+    """Minus infinity, in place, for what a packed mask forbids, and for what lies beyond it."""
+    if native := kernels():
+        return fence_natively(native, scores_V, mask_W)
+    allowed_V = allowed(mask_W)[: len(scores_V)]
+    scores_V[: len(allowed_V)].masked_fill_(~allowed_V, -torch.inf)
+    scores_V[len(allowed_V) :] = -torch.inf
 
 
 def _bands(scores_V: Tensor, params: SamplingParams) -> tuple[Band, ...]:
@@ -313,7 +323,7 @@ def sample(
     """
     if not math.isfinite(logits.total):
         raise FloatingPointError("the model's logits are not finite")
-    if params.plainly_greedy and mask_W is None and not trace:
+    if params.plainly_greedy and not trace and (mask_W is None or allows(mask_W, logits.best)):
         return Choice(logits.best, float(logits.values_V[logits.best]) - logits.total)
     shaped = shape(logits.values_V, params, prompt, reply, ends=ends, mask_W=mask_W)
     token = draw(shaped, params, len(prompt) + len(reply))

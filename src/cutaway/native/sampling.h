@@ -25,6 +25,15 @@ static inline F gumbel(I token, uint32_t low, uint32_t high) {  // see `gumbel` 
 }
 
 constexpr float FORBIDDEN = -std::numeric_limits<float>::infinity();
+// What a mask forbids, one bit per token from the lowest, and what lies beyond it.
+extern "C" void cutaway_fence(float* scores, int32_t count, const uint32_t* mask, int32_t words) {
+  for (int32_t k = 0; k < count; k += 32) {
+    const uint32_t bits = k / 32 < words ? mask[k / 32] : 0;
+    if (bits == ~0u) continue;
+    for (int i = 0; i < std::min(32, count - k); i++) scores[k + i] = bits >> i & 1 ? scores[k + i] : FORBIDDEN;
+  }
+}
+
 constexpr float LUCKIEST = 22.9f;  // no noise is above it
 
 static inline F some_of(const float* scores, int32_t k, int32_t count) {  // sixteen scores; none after the last

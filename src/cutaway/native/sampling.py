@@ -1,4 +1,4 @@
-"""Drawing a token natively: the two passes over a vocabulary that cost time. See sampling.h."""
+"""Drawing a token natively: the passes over a vocabulary that cost time. See sampling.h."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def kernels(march: str = NATIVE) -> CDLL | None:
     if found:
         found.cutaway_draw.argtypes = [c_void_p, c_int32, c_float, c_float, c_uint32, c_uint32]
         found.cutaway_draw.restype = c_int32
+        found.cutaway_fence.argtypes = [c_void_p, c_int32, c_void_p, c_int32]
+        found.cutaway_fence.restype = None
         found.cutaway_reach.argtypes = [c_void_p, c_int32, c_float, c_int64, c_double]
         found.cutaway_reach.restype = c_float
     return found
@@ -25,6 +27,11 @@ def kernels(march: str = NATIVE) -> CDLL | None:
 def draw(of: CDLL, scores_V: Tensor, low: float, high: float, key: int) -> int:
     """The winner among the scores from `low` to `high` with noise of a 64-bit key; scores_V float32."""
     return int(of.cutaway_draw(scores_V.data_ptr(), len(scores_V), low, high, key % 2**32, key >> 32))
+
+
+def fence(of: CDLL, scores_V: Tensor, mask_W: Tensor) -> None:
+    """Minus infinity, in place, for what a mask of 32 bits a word forbids; scores_V float32."""
+    of.cutaway_fence(scores_V.data_ptr(), len(scores_V), mask_W.data_ptr(), len(mask_W))
 
 
 def reach(of: CDLL, scores_V: Tensor, low: float, *, most: int = 0, share: float = 1.0) -> float:

@@ -6,18 +6,23 @@ made here, one of each kind of tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from unittest.mock import patch
 
 import regex
 import torch
 
-from cutaway.engine.constraints.constraint import Constraint, _biases, allowed, apply, vocabulary
+from cutaway.engine.constraints.constraint import Constraint, allowed, vocabulary
 from cutaway.engine.constraints.spec import ConstraintSpec, _compiled
+from cutaway.engine.params import SamplingParams
+from cutaway.engine.sampler import Logits, fence, sample
 from cutaway.errors import CutawayError
+from cutaway.native.sampling import kernels
 from cutaway.text.added import AddedToken
 from cutaway.text.alphabet import LETTER_OF_BYTE, to_letters
 from cutaway.text.recipe import Recipe
@@ -185,21 +190,43 @@ def _walks(spec: ConstraintSpec, viable: Viable, seed: int, times: int = 3) -> N
             walk(make(), constraint, viable, rng)
 
 
+LETTERS = ["a", "b", "c", " ", "日本", "é", '"', "\\", "\n", "\t", "/", "\x01", "\x7f", "\u2028"]
+
+
+def _texts(rng: random.Random) -> list[str]:
+    """A few, some of which begin others."""
+    texts = ["".join(rng.choices(LETTERS, k=rng.randint(1, 5))) for _ in range(5)]
+    return [*dict.fromkeys(texts + [text[: rng.randint(1, len(text))] for text in texts])]
+
+
 def choices() -> None:
-    """Random lists of texts, some of which begin others."""
+    """Random lists of texts: the next tokens of those that go on so, cut as the tokenizer cuts them."""
     rng = random.Random(0)
-    for seed in range(12):
-        texts = {
-            "".join(
-                rng.choices(
-                    ["a", "b", "c", " ", "日本", "é", '"', "\\", "\n", "\t", "/", "\x01", "\x7f", "\u2028"],
-                    k=rng.randint(1, 5),
-                )
-            )
-            for _ in range(5)
-        }
-        texts |= {text[: rng.randint(1, len(text))] for text in texts}
-        _walks(ConstraintSpec.choices(texts), listed(texts), seed)
+    for _ in range(24):
+        texts = _texts(rng)
+        for make in (byte_level, unigram):
+            spelled = [vocabulary(make())(text) for text in texts]
+            assert [vocabulary(make()).bytes_of(ids).decode() for ids in spelled] == texts
+            choose(make(), ConstraintSpec.choices(texts).compile(make()), spelled, rng)
+    with contextlib.suppress(CutawayError):
+        ConstraintSpec.choices(["日", "?"]).compile(word_piece())
+        raise AssertionError("a text that has no spelling was taken")
+
+
+def choose(tokenizer: Tokenizer, constraint: Constraint, spelled: list[list[int]], rng: random.Random) -> None:
+    """A random walk to the end of one of the texts."""
+    said, token = list[int](), -1
+    while token not in tokenizer.stop_ids:
+        rest = [ids[len(said) :] for ids in spelled if ids[: len(said)] == said]
+        expected = {ids[0] for ids in rest if ids} | (tokenizer.stop_ids if [] in rest else frozenset())
+        assert permitted(constraint) == expected, f"after {said} of {spelled}: {permitted(constraint)}"
+        assert constraint.done == (expected <= tokenizer.stop_ids), f"done after {said}"
+        common = [tokens[0] for tokens in itertools.takewhile(lambda c: len({*c}) == 1, zip(*rest, strict=False))]
+        assert constraint.forced() == common, f"forced after {said}: {constraint.forced()}, not {common}"
+        constraint.advance(token := rng.choice(sorted(expected)))
+        said.append(token)
+    assert constraint.done
+    assert permitted(constraint) == tokenizer.stop_ids
 
 
 def _random_regex(rng: random.Random, depth: int = 3) -> tuple[str, set[str]]:
@@ -221,6 +248,9 @@ def _random_regex(rng: random.Random, depth: int = 3) -> tuple[str, set[str]]:
 def expressions() -> None:
     """Random regular expressions whose languages are finite, and some whose are not."""
     rng = random.Random(1)
+    for seed in range(6):
+        texts = _texts(rng)
+        _walks(ConstraintSpec.regex("|".join(texts).replace("\\", r"\\")), listed(texts), seed)
     for seed in range(25):
         pattern, language = _random_regex(rng)
         if len(language) <= 3000:
@@ -254,7 +284,12 @@ def _decodes(text: bytes) -> bool:
 def words() -> None:
     """Nothing but the listed words, in either case, with what may stand between them."""
     for seed, (listed_words, between, gap) in enumerate(
-        [(["ab", "abc", "cc"], " .", "[ .]"), (["a", "b-a"], "-,", "[-,]"), (["ca", "c a"], " ", "[ ]")]
+        [
+            (["ab", "abc", "cc"], " .", "[ .]"),
+            (["a", "b-a"], "-,", "[-,]"),
+            (["ca", "c a"], " ", "[ ]"),
+            (['c"'], " ", "[ ]"),
+        ]
     ):
         for capital in (False, True):
             forms = {*listed_words} | ({w[0].upper() + w[1:] for w in listed_words} if capital else set())
@@ -535,19 +570,33 @@ def forcing() -> None:
         spelled.advance(token)
 
 
-def applying() -> None:
-    """Forbidden scores become minus infinity, the others stay, in every type and for every width."""
+def fencing() -> None:
+    """Forbidden scores become minus infinity, the others stay; natively and not, with masks of any width."""
     generator = torch.Generator().manual_seed(0)
-    for size, dtype in itertools.product((64, 95, 200), (torch.float32, torch.bfloat16, torch.float64)):
-        words = -(-size // 32)
-        mask_RW = torch.randint(-(2**31), 2**31, (3, words + 1), generator=generator).to(torch.int32)
-        mask_RW[2] = -1
-        logits_RV = torch.randn(3, size, generator=generator).to(dtype)
-        found_RV = apply(logits_RV.clone(), mask_RW)
-        for row, token in itertools.product(range(3), range(size)):
-            bit = (int(mask_RW[row, token // 32]) >> (token % 32)) & 1
-            expected = float(logits_RV[row, token]) if bit else -torch.inf
-            assert float(found_RV[row, token]) == expected, f"row {row}, token {token} of {size}, {dtype}"
+    for size, native in itertools.product((1, 64, 95, 200), (kernels(), None)):
+        for words in (1, -(-size // 32), -(-size // 32) + 1):
+            mask_W = torch.randint(-(2**31), 2**31, (words,), generator=generator).to(torch.int32)
+            mask_W[0] = -1
+            scores_V = torch.randn(size, generator=generator)
+            found_V = scores_V.clone()
+            with patch("cutaway.engine.sampler.kernels", lambda native=native: native):
+                fence(found_V, mask_W)
+            for token in range(size):
+                bit = token < 32 * words and (int(mask_W[token // 32]) >> (token % 32)) & 1
+                expected = float(scores_V[token]) if bit else -torch.inf
+                assert float(found_V[token]) == expected, f"token {token} of {size}, {words} words, {native}"
+
+
+def greedy() -> None:
+    """At temperature 0: the best token that the mask allows, whether it is the best of all or not."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(40):
+        values_V = torch.randn(70, generator=generator)
+        mask_W = torch.randint(-(2**31), 2**31, (3,), generator=generator).to(torch.int32)
+        found = sample(Logits.of(values_V), SamplingParams(temperature=0), [1], [], mask_W=mask_W)
+        best = max((float(values_V[t]), t) for t in allowed(mask_W)[:70].nonzero().flatten().tolist())[1]
+        assert found.token == best, f"{found.token}, not {best}"
+        assert abs(found.logprob - float(values_V.log_softmax(0)[best])) < 1e-5
 
 
 def writing() -> None:
@@ -559,15 +608,17 @@ def writing() -> None:
     assert not rows_RW[1, -3:].any(), "beyond the vocabulary nothing is allowed"
     assert (rows_RW[0] == -1).all(), "another row was written to"
     endless = Tokenizer(Recipe("BPE", {"a": 0, "b": 1}, [], decoder={"type": "ByteLevel"}))
-    for pattern, steps, rest in (("ab", "ab", [[0], [1], []]), ("a*", "aa", [[0], [0], [0]])):
-        constraint = ConstraintSpec.regex(pattern).compile(endless)
-        found = []
+    made = ConstraintSpec.regex("ab"), ConstraintSpec.choices(["ab"]), ConstraintSpec.regex("a*")
+    for spec, steps, rest in zip(
+        made, ("ab", "ab", "aa"), ([[0], [1], []], [[0], [1], []], [[0], [0], [0]]), strict=True
+    ):
+        constraint, found = spec.compile(endless), []
         for letter in [*steps, ""]:
             found.append(sorted(permitted(constraint)))
             if letter:
                 constraint.advance("ab".index(letter))
-        assert found == rest, f"{pattern}: {found}"
-        assert constraint.done == (pattern == "ab")
+        assert found == rest, f"{spec.source}: {found}"
+        assert constraint.done == (not rest[-1])
 
 
 _NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
@@ -636,7 +687,7 @@ def _refusal(schema: object) -> CutawayError | None:
 
 def _fresh(proof: Callable[[], None]) -> None:
     """Run a proof on what is compiled for it alone; a refusal that it does not expect is a failure."""
-    caches = (vocabulary, _compiled, _biases)
+    caches = (vocabulary, _compiled)
     for cache_ in caches:
         cache_.cache_clear()
     try:
@@ -649,8 +700,8 @@ def _fresh(proof: Callable[[], None]) -> None:
 
 
 def _named() -> Iterator[tuple[str, Callable[[], None]]]:
-    proofs = (choices, expressions, words, schemas, values, grammars, calls, going_back, forcing, applying, writing)
-    for proof in (*proofs, refusing):
+    proofs = (choices, expressions, words, schemas, values, grammars, calls, going_back, forcing, fencing, writing)
+    for proof in (*proofs, refusing, greedy):
         yield f"constraint {proof.__name__}", partial(_fresh, proof)
 
 

@@ -2,9 +2,9 @@
 
 A constraint follows the reply byte by byte. A token may come if its bytes lead to a state from which the language can
 still be completed (Willard and Louf 2023, arXiv:2307.09702), an end token where the reply is complete. A
-`ConstraintSpec` (`spec.py`) says what the language is. Underneath runs llguidance: derivatives of regular
-expressions for the lexemes, Earley's parser above them, and a walk through the vocabulary's trie that visits only
-prefixes which are still possible, so that nothing is compiled in advance.
+`ConstraintSpec` (`spec.py`) says what the language is. Under all but a list of choices (`choices.py`) runs llguidance:
+derivatives of regular expressions for the lexemes, Earley's parser above them, and a walk through the vocabulary's trie
+that visits only prefixes which are still possible, so that nothing is compiled in advance.
 
 Masks are packed: bit t % 32 of word t // 32 stands for token t. Axis W: the words of a mask.
 """
@@ -12,11 +12,12 @@ Masks are packed: bit t % 32 of word t // 32 stands for token t. Axis W: the wor
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
@@ -105,6 +106,20 @@ class Vocabulary:
         """What the tokens spell."""
         return b"".join(self.tokens[i] for i in ids)
 
+    def row(self, row_W: Tensor | None) -> Tensor:
+        """Where to write a mask: a new row, or the one given, cleared beyond the mask."""
+        if row_W is None:
+            return torch.empty(self.words, dtype=torch.int32)
+        if not (row_W.is_contiguous() and row_W.is_cpu and row_W.dtype == torch.int32 and len(row_W) >= self.words):
+            raise ValueError(f"a mask has at least {self.words} words of 32 bits, one after the other")
+        row_W[self.words :] = 0
+        return row_W
+
+    def forbidden(self, token: int) -> CutawayError:
+        """What to raise when it came nevertheless."""
+        text = self.tokens[token] if 0 <= token < len(self.tokens) else b""
+        return CutawayError(f"token {token} ({text!r}) is not allowed here", "constraint")
+
 
 @lru_cache(8)
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
@@ -141,12 +156,7 @@ class Grammar:
         return self._ended or bool(self._matcher.is_stopped())
 
     def mask(self, row_W: Tensor | None = None) -> Tensor:
-        words, size = self.vocabulary.words, len(self.vocabulary.tokens)
-        if row_W is None:
-            row_W = torch.empty(words, dtype=torch.int32)
-        if not (row_W.is_contiguous() and row_W.is_cpu and row_W.dtype == torch.int32 and len(row_W) >= words):
-            raise ValueError(f"a mask has at least {words} words of 32 bits, one after the other")
-        row_W[words:] = 0
+        words, size, row_W = self.vocabulary.words, len(self.vocabulary.tokens), self.vocabulary.row(row_W)
         if self._ended:
             row_W[:words] = self.vocabulary.end_mask
         else:
@@ -171,8 +181,7 @@ class Grammar:
 
     def advance(self, token: int) -> None:
         if not self._accepts(token):
-            text = self.vocabulary.bytes_of([token]) if 0 <= token < len(self.vocabulary.tokens) else b""
-            raise CutawayError(f"token {token} ({text!r}) is not allowed here", "constraint")
+            raise self.vocabulary.forbidden(token)
         self._tokens.append(token)
 
     def _accepts(self, token: int) -> bool:
@@ -185,9 +194,7 @@ class Grammar:
         return accepted
 
     def rollback(self, count: int) -> None:
-        if not 0 <= count <= len(self._tokens):
-            raise CutawayError(f"cannot forget {count} of {len(self._tokens)} tokens", "constraint")
-        kept = len(self._tokens) - count
+        kept = remaining(len(self._tokens), count)
         spelled = sum(t not in self.vocabulary.end_ids for t in self._tokens[kept:])
         self._matcher.rollback(spelled)
         self._check()
@@ -198,6 +205,8 @@ class Grammar:
             return []
         # A copy is asked, because the question leaves traces. The byte 0xFF announces a control token.
         data = self._matcher.deep_copy().compute_ff_bytes()[:LONGEST_FORCED].split(b"\xff")[0]
+        if not data:
+            return []
         recent = self._tokens[-CONTEXT:]
         try:
             text = codecs.getincrementaldecoder("utf-8")().decode(self.vocabulary.bytes_of(recent) + data)
@@ -223,32 +232,25 @@ def first_line(message: str) -> str:
     return message.split("\n", maxsplit=1)[0].strip()
 
 
-def packed(tokens: frozenset[int], words: int) -> Tensor:
-    """The mask [W] of a set of tokens."""
-    bits = torch.zeros(32 * words, dtype=torch.int64)
-    bits[sorted(tokens)] = 1
-    return (bits.view(words, 32) << torch.arange(32)).sum(-1).to(torch.int32)
+def remaining(tokens: int, count: int) -> int:
+    """How many are left without the last `count`. Errors: there are not so many."""
+    if not 0 <= count <= tokens:
+        raise CutawayError(f"cannot forget {count} of {tokens} tokens", "constraint")
+    return tokens - count
+
+
+def packed(tokens: Collection[int], words: int) -> Tensor:
+    """The mask [W] of some tokens."""
+    bits = np.zeros(32 * words, np.uint8)
+    bits[[*tokens]] = 1
+    return torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
+
+
+def allows(mask_W: Tensor, token: int) -> bool:
+    """Whether the mask allows this token."""
+    return token < 32 * len(mask_W) and bool(int(mask_W[token // 32]) >> token % 32 & 1)
 
 
 def allowed(mask_W: Tensor) -> Tensor:
     """The mask as booleans, one per token: [32 W]."""
     return (mask_W[:, None] >> torch.arange(32, dtype=torch.int32) & 1).flatten().bool()
-
-
-def apply(logits_RV: Tensor, mask_RW: Tensor) -> Tensor:
-    """Minus infinity, in place, for what the masks forbid; a word that is -1 allows all its tokens.
-
-    The masks must be as wide as the logits at least. Each byte becomes eight biases by table look-up, which is several
-    times faster than unpacking bits and filling.
-    """
-    bytes_N = mask_RW.contiguous().view(torch.uint8).flatten().int()
-    bias_RV = _biases(logits_RV.dtype, logits_RV.device).index_select(0, bytes_N.to(logits_RV.device))
-    bias_RV = bias_RV.view(len(mask_RW), -1)[:, : logits_RV.shape[1]]
-    return logits_RV.add_(bias_RV)
-
-
-@lru_cache
-def _biases(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Row b has, for each bit of the byte b from the lowest, 0 if it is set and minus infinity if not: [256, 8]."""
-    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-    return torch.zeros(256, 8, dtype=dtype, device=device).masked_fill_((bits == 0).to(device), -torch.inf)

@@ -1,4 +1,4 @@
-"""Each kind of constraint, rewritten as a Lark grammar for llguidance.
+"""Each kind of constraint but a list of choices, rewritten as a Lark grammar for llguidance.
 
 Where a kind is a regular language, the grammar is a single terminal: one automaton, whose masks are exact whatever the
 ambiguities.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,6 @@ NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fal
 REFUSED = re.compile(r"^\s*[?!]?[a-z_][\w-]*\s*\[[^\]\n]*\b(max_tokens|stop|temperature)\b", re.MULTILINE)
 
 
-def _choices(source: str, _: Vocabulary) -> str:
-    return f"start: CHOICE\nCHOICE: {_any_of(json.loads(source))}"
-
-
 def _regex(source: str, _: Vocabulary) -> str:
     """In a pattern between slashes, some characters must be escaped unless they are."""
     escaped = {"/": r"\/", "\n": r"\n", "\\\n": r"\n", "\x7f": r"\x7f"}
@@ -47,7 +43,7 @@ def _words(source: str, _: Vocabulary) -> str:
     given = json.loads(source)
     gap = "".join(f"\\x{{{ord(letter):X}}}" for letter in sorted({*given["between"]}))
     rules = ("start: SAID", "SAID: GAP? WORD (GAP WORD)* GAP?", f"GAP: /[{gap}]{{1,{LONGEST_GAP}}}/")
-    return "\n".join([*rules, f"WORD: {_any_of(_forms(given))}"])
+    return "\n".join([*rules, f"WORD: {' | '.join(map(_quoted, _forms(given)))}"])
 
 
 def _forms(given: dict[str, Any]) -> list[str]:
@@ -120,7 +116,6 @@ def _calls(tools: list[Any], arguments: str, vocab: Vocabulary) -> dict[str, Any
 
 
 GRAMMARS: dict[str, Callable[[str, Vocabulary], str]] = {
-    "choices": _choices,
     "regex": _regex,
     "words": _words,
     "schema": _schema,
@@ -154,10 +149,6 @@ def _text(text: str, vocab: Vocabulary) -> str:
     names = sorted(vocab.names, key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
     return " ".join(f"<[{vocab.names[p]}]>" if p in vocab.names else _quoted(p) for p in parts if p)
-
-
-def _any_of(texts: Sequence[str]) -> str:
-    return " | ".join(map(_quoted, texts))
 
 
 def _quoted(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
+from cutaway.engine.constraints.choices import Choices
 from cutaway.engine.constraints.constraint import Constraint, Grammar, vocabulary
 from cutaway.engine.constraints.grammars import GRAMMARS, LIMITS, OPTIONS, reason, words_memory
 from cutaway.errors import CutawayError
@@ -17,7 +18,7 @@ from cutaway.text.tokenizer import Tokenizer
 
 BETWEEN_WORDS = " \n.,;:!?'\"()-"
 LARGEST = {
-    "choices": 1 << 20,
+    "choices": 1 << 18,
     "words": 1 << 20,
     "regex": 1 << 14,
     "grammar": 1 << 15,
@@ -28,7 +29,7 @@ LARGEST = {
 
 @dataclass(frozen=True)
 class ConstraintSpec:
-    """kind: a key of `GRAMMARS`. source: text; JSON for all kinds but "regex" and "grammar".
+    """kind: a key of `LARGEST`. source: text; JSON for all kinds but "regex" and "grammar".
 
     Make one with the methods named like the kinds. Errors, here and in `compile`: too large, unsupported,
     contradictory; where it went wrong is named.
@@ -38,8 +39,8 @@ class ConstraintSpec:
     source: str
 
     def __post_init__(self) -> None:
-        if self.kind not in GRAMMARS:
-            raise CutawayError(f"there is no constraint of kind {self.kind!r}", "kind", ", ".join(GRAMMARS))
+        if self.kind not in LARGEST:
+            raise CutawayError(f"there is no constraint of kind {self.kind!r}", "kind", ", ".join(LARGEST))
         if len(self.source) > LARGEST[self.kind]:
             what = f"has {len(self.source):,} characters, {LARGEST[self.kind]:,} are allowed"
             raise CutawayError(what, self.kind, "make it smaller")
@@ -48,7 +49,7 @@ class ConstraintSpec:
 
     @classmethod
     def choices(cls, texts: Iterable[str]) -> ConstraintSpec:
-        """The reply is one of these texts."""
+        """The reply is one of these texts, in the tokenizer's own spelling. (A `regex` lets every spelling come.)"""
         return cls("choices", _dumped("choices", _texts("choices", texts)))
 
     @classmethod
@@ -110,8 +111,10 @@ class ConstraintSpec:
 
 
 @lru_cache(64)
-def _compiled(spec: ConstraintSpec, tokenizer: Tokenizer) -> Grammar:
+def _compiled(spec: ConstraintSpec, tokenizer: Tokenizer) -> Constraint:
     vocab = vocabulary(tokenizer)
+    if spec.kind == "choices":
+        return Choices.of(json.loads(spec.source), vocab)
     try:
         grammar = GRAMMARS[spec.kind](spec.source, vocab)
     except RecursionError:

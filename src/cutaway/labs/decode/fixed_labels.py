@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from cutaway.engine.constraints.constraint import allowed
+from cutaway.engine.constraints.constraint import allowed, vocabulary
 from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.engine.engine import Engine
 from cutaway.engine.labels import Label, Scored, branches, score
@@ -99,6 +99,11 @@ TEXTS: dict[str, tuple[str, ...]] = {
     ),
 }
 NAMES = tuple(TEXTS)
+SAID = [f" {name}{END}" for name in NAMES]
+FENCES = {
+    "the labels' tokens": ConstraintSpec.choices(SAID),
+    "the labels' text": ConstraintSpec.regex("|".join(SAID)),
+}
 
 
 class Read(NamedTuple):
@@ -180,8 +185,7 @@ def fixed_labels(
 
 def spelled(tokenizer: Tokenizer) -> list[Label]:
     """The labels as tokens, each with a space before it and the end of the line behind."""
-    end = tokenizer.encode(END, add_special=False)
-    return [(*tokenizer.encode(f" {name}", add_special=False), *end) for name in NAMES]
+    return [tuple(vocabulary(tokenizer)(text)) for text in SAID]
 
 
 @torch.inference_mode()
@@ -200,7 +204,7 @@ def read(model: Decoder, tokenizer: Tokenizer, labels: Sequence[Label], text: st
 @torch.inference_mode()
 def brute(model: Decoder, tokenizer: Tokenizer, labels: Sequence[Label], text: str) -> Tensor:
     """log p of each label, and of a walk to it behind the engine's masks [L, 2]: whole texts, without cache or trie."""
-    prompt, constraint = tokenizer.encode(ASKED.format(text)), fence(labels)
+    prompt, constraint = tokenizer.encode(ASKED.format(text)), ConstraintSpec.choices(SAID)
     whole = [[*prompt, *label] for label in labels]
     lengths = [len(ids) for ids in whole]
     hidden_TD = model(torch.tensor([*chain(*whole)]), positions_of(lengths), BlockDiagonal(lengths))
@@ -262,28 +266,16 @@ def judge(name: str, values: Sequence[Tensor], truths: Sequence[int], free: Scor
 # ---- what an engine draws
 
 
-def fence(labels: Sequence[Label]) -> ConstraintSpec:
-    """One of these runs of tokens, and no other spelling of the same text."""
-    return ConstraintSpec.grammar("start: " + " | ".join(" ".join(f"<[{t}]>" for t in label) for label in labels))
-
-
-FENCES: dict[str, Callable[[Sequence[Label]], ConstraintSpec]] = {
-    "the labels' tokens": fence,
-    "the labels' text": lambda _: ConstraintSpec.choices(f" {name}{END}" for name in NAMES),
-}
-
-
 def draw(loaded: Loaded, labels: Sequence[Label], about: Read, name: str, *, runs: int, seed: int) -> Drawn:
     """So many replies to one text, each with its own luck."""
     engine = Engine(decoder(loaded), loaded.tokenizer, context=128, running=32)
-    prompt, constraint = loaded.tokenizer.encode(ASKED.format(about.text)), FENCES[name](labels)
+    prompt, constraint = loaded.tokenizer.encode(ASKED.format(about.text)), FENCES[name]
     settings = [SamplingParams(seed=seed + i, max_tokens=40, constraint=constraint) for i in range(runs)]
     sequences = [engine.add(prompt, params) for params in settings]
     while engine.busy:
         engine.step()
-    texts = [f" {label}{END}" for label in NAMES]
-    said = [s for s in sequences if s.text in texts]
-    counts_L = torch.tensor([texts.index(s.text) for s in said], dtype=torch.long).bincount(minlength=len(labels))
+    said = [s for s in sequences if s.text in SAID]
+    counts_L = torch.tensor([SAID.index(s.text) for s in said], dtype=torch.long).bincount(minlength=len(labels))
     own = sum(tuple(t for t in s.reply if t not in loaded.tokenizer.stop_ids) in labels for s in said)
     fits = (chi_square(counts_L, p_L) for p_L in (about.scored.walked, about.scored.scored))
     return Drawn(name, runs, len(said), len(said) - own, *fits)
