@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cutaway.engine.drafter import PromptLookup
+from cutaway.engine.drafter import Predicted, PromptLookup
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.params import SamplingParams
@@ -95,9 +95,9 @@ def test_a_model_without_blocks_ahead_is_refused():
 
 def test_who_has_blocks_ahead_guesses_with_them(model):
     made = engine_of(loaded("ahead", model, tokenizer()), speculate=True)
-    assert [type(d) for d in made.drafter.drafters] == [PromptLookup, LookAhead]
+    assert [type(d) for d in made.drafter.drafters] == [Predicted, PromptLookup, LookAhead]
     plain = engine_of(loaded("plain", decoder(), tokenizer()), speculate=True)
-    assert [type(d) for d in plain.drafter.drafters] == [PromptLookup]
+    assert [type(d) for d in plain.drafter.drafters] == [Predicted, PromptLookup]
 
 
 def test_a_state_is_never_given_a_guess():

@@ -290,5 +290,15 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 
 def test_every_number_has_a_range():
-    free = {"seed", "stop", "ignore_eos", "tenant", "constraint", "adapter", "logit_bias", "stop_token_ids"}
+    free = {
+        "seed",
+        "stop",
+        "ignore_eos",
+        "tenant",
+        "constraint",
+        "adapter",
+        "logit_bias",
+        "stop_token_ids",
+        "prediction",
+    }
     assert {f.name for f in fields(SamplingParams)} - free == set(RANGES)

@@ -130,9 +130,12 @@ def test_a_step_that_fails_once_costs_nobody_anything(service, monkeypatch):
     monkeypatch.setattr(model, "logits", lambda rows: 1 / 0 if next(calls) in (0, 5) else logits(rows))
 
     async def three():
-        return await asyncio.gather(*(service.complete(*request) for request in requests))
+        replies = [[], [], []]
+        async for index, event in service.stream_all(requests):  # they begin together
+            replies[index].append(event.choice.token)
+        return replies
 
-    assert [[e.choice.token for e in events] for events in asyncio.run(three())] == alone
+    assert asyncio.run(three()) == alone
     assert idle(service)
 
 
