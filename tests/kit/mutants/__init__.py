@@ -13,6 +13,7 @@ from kit.mutants import (
     denoising,
     encoders,
     experts,
+    footprint,
     formats,
     grouped,
     guessing,
@@ -65,4 +66,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *compress.MUTANTS,
     *adapters.MUTANTS,
     *profiles.MUTANTS,
+    *footprint.MUTANTS,
 )

@@ -19,6 +19,7 @@ from kit.proofs import (
     denoising,
     encoders,
     experts,
+    footprint,
     formats,
     grouped,
     guessing,
@@ -73,4 +74,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **kept.PROOFS,
     **adapters.PROOFS,
     **profiles.PROOFS,
+    **footprint.PROOFS,
 }
