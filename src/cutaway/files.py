@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -16,6 +17,12 @@ def cache_dir() -> Path:
         return Path(home).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cutaway"
+
+
+def advise(memory: mmap.mmap, advice: str, start: int = 0) -> None:
+    """Say how memory from `start` on will be used; a system that does not know the advice goes on as before."""
+    with suppress(AttributeError, OSError):
+        memory.madvise(getattr(mmap, advice), start)
 
 
 @contextmanager

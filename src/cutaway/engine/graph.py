@@ -36,11 +36,12 @@ from cutaway.native.tape import ACTIVATIONS, Batch, Kind, Matrix, Rows, Tape, un
 from cutaway.nn.attention import AttentionSpec
 from cutaway.nn.feed_forward import FeedForwardSpec
 from cutaway.nn.norms import NormSpec
-from cutaway.nn.positions import rotation, sinusoids
+from cutaway.nn.positions import RopeSpec, rotation, sinusoids
 
 PAGE = 32  # tokens of a page, as in kernels.cpp
 PIECE = 8192  # logits summed up together, as there
 KEPT = {"float16": 2 * PAGE, "int8": PAGE + 2}  # bytes of a page for each number of a head, see `Kept` in kernels.cpp
+STRETCH = 64  # positions whose rotations are worked out together, when the first of them comes
 ADAPTIVE = ("dynamic", "longrope")  # rotations that depend on how long the text becomes
 
 
@@ -61,7 +62,7 @@ class Graph:
         self.keys, self.values = ([untouched(*size, dtype=torch.uint8) for size in sizes] for _ in range(2))
         self._buffers(tokens, rows)
         self._embed(context)
-        self.turns = self._turns(context)
+        self.turned, self.turns = 0, self._turns(context)
         for i, layer in enumerate(spec.layers):
             self._layer(i, layer)
         self._head()
@@ -69,6 +70,8 @@ class Graph:
 
     def __call__(self, batch: Batch, threads: int, seconds: Tensor | None = None) -> list[Logits]:
         """Of the wanted rows; their memory is used again by the next step."""
+        while self.turned < batch.end:
+            self._turn()
         self.tape.run(batch, threads, seconds)
         values_RV = self.logits.floats[: batch.rows, : self.spec.vocab]
         most_RP, mass_RP = self.weights.floats[: batch.rows, : 2 * self.pieces].numpy().reshape(-1, self.pieces, 2).T
@@ -107,14 +110,19 @@ class Graph:
         if e.norm:
             self._norm("embedding.norm", e.norm, self.x, self.x)
 
-    def _turns(self, context: int) -> dict[object, tuple[Tensor, Tensor]]:
-        """Cosines and sines [context, E / 2] of each rotation."""
-        mixers = [layer.attention for layer in self.spec.layers]
-        made: dict[object, tuple[Tensor, Tensor]] = {}
-        for rope, width in {a.rope: a.rotated for a in mixers if a.rope}.items():
-            turn = rotation(rope, width, torch.arange(context), torch.float32)
-            made[rope] = (turn.cos_TK[:, : width // 2].contiguous(), turn.sin_TK[:, : width // 2].contiguous())
-        return made
+    def _turns(self, context: int) -> dict[RopeSpec, Tensor]:
+        """Room for cosines and sines [2, context, E / 2] of each rotation, whole stretches of positions."""
+        mixers, room = [layer.attention for layer in self.spec.layers], -(-context // STRETCH) * STRETCH
+        widths = {a.rope: a.rotated // 2 for a in mixers if a.rope}  # type: ignore[union-attr]
+        return {rope: untouched(2, room, width, dtype=torch.float32) for rope, width in widths.items()}
+
+    def _turn(self) -> None:
+        """Fill in the next stretch: what a long context could need and no text does costs neither time nor memory."""
+        positions_T = torch.arange(self.turned, self.turned + STRETCH)
+        for rope, made in self.turns.items():
+            turn, width = rotation(rope, 2 * made.shape[2], positions_T, torch.float32), made.shape[2]
+            made[:, positions_T] = torch.stack([turn.cos_TK, turn.sin_TK])[..., :width]
+        self.turned += STRETCH
 
     def _layer(self, i: int, layer: LayerSpec) -> None:
         at = f"layers.{self.spec.block_of(i)}."
@@ -143,7 +151,7 @@ class Graph:
             some = padded(bias[first : first + matrix.n]) if len(bias) else None
             these, here = panels[first // LANES : (first + matrix.n) // LANES], self.qkv.beginning_at(first)
             self._product(Kind.LINEAR, these, in_=self.h, out=here, matrix=matrix, bias=some)
-        cos, sin = self.turns.get(a.rope, (None, None))
+        cos, sin = self.turns[a.rope] if a.rope else (None, None)
         norms = [self._weight(f"{at}attention.{part}_norm", a.qk_norm)[0] if a.qk_norm else None for part in "qk"]
         heads = {"heads": a.heads, "kv_heads": a.kv_heads, "head_dim": a.head_dim, "coded": self.coded}
         store = {"keys": self.keys[i], "values": self.values[i], "in_": self.qkv}

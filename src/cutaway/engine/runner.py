@@ -27,7 +27,7 @@ from cutaway.models.decoder import Decoder, EncoderDecoder
 from cutaway.models.spec import Spec
 from cutaway.native.adapters import Adapted, adapt
 from cutaway.native.build import library
-from cutaway.native.tape import batch_of
+from cutaway.native.tape import batch_of, untouched
 from cutaway.weights.adapters import Adapter
 from cutaway.weights.checkpoint import Checkpoint, Loaded
 
@@ -233,7 +233,7 @@ class Native:
         self.graph = Graph(
             self.spec, self.source, context=context, pages=pages, tokens=tokens, rows=rows, cache=self.cache
         )
-        self.scratch = torch.zeros(SCRATCH)
+        self.scratch = untouched(SCRATCH, dtype=torch.float32)
 
     def fit(self, adapter: Adapter) -> Adapted:
         """See `Runner`."""

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 from array import array
 from collections.abc import Iterable, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError
+from cutaway.files import advise
 from cutaway.native.build import library
 from cutaway.native.packing import GROUP, LANES, Packed
 
+EXACT = 1 << 19  # bytes
+
 
 def untouched(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros that take memory only where something is written: most pages of a cache may never be needed."""
+    """Zeros that take memory only where something is written: most pages of a cache may never be needed.
+
+    Not from the heap, which writes zeros over what others had there. Beyond `EXACT` bytes memory comes in large pages:
+    long texts are read faster, and a short one takes what it needs.
+    """
     if str(device) != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, access=mmap.ACCESS_COPY)
+    if len(memory) > EXACT:
+        advise(memory, "MADV_HUGEPAGE", EXACT)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Kind(IntEnum):
@@ -127,7 +137,7 @@ class Op(Structure):
 
 
 class Batch(Structure):
-    """What changes from step to step; `arrays` are kept while it runs."""
+    """What changes from step to step; `arrays` are kept while it runs, `end` is one more than the last position."""
 
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "rows", "sequences", "stride")),
@@ -204,5 +214,5 @@ def batch_of(
     at = [numbers.buffer_info()[0] + 4 * before for before in accumulate(map(len, parts), initial=0)]
     sizes = (sum(counts), len(rows), len(counts), width)
     made = Batch(*sizes, *at[:-1], scratch.data_ptr(), scratch.numel())
-    made.arrays = (numbers, scratch)
+    made.arrays, made.end = (numbers, scratch), max(map(sum, zip(starts, counts, strict=True)))
     return made

@@ -29,10 +29,14 @@ def by_rank(merges: Iterable[Pair]) -> Priority:
     return {pair: rank for rank, pair in enumerate(merges)}.get
 
 
-def by_score(scores: Mapping[str, float]) -> Priority:
-    """The pair whose joint token scores highest goes first; a pair that makes no token never does."""
-    costs = {token: -score for token, score in scores.items()}
-    return lambda pair: costs.get(pair[0] + pair[1])
+def by_score(scores: Mapping[str, float], hidden: Collection[str] = ()) -> Priority:
+    """The pair whose joint token scores highest goes first; one that makes no token, or a hidden one, never does."""
+
+    def priority(pair: Pair) -> float | None:
+        token = pair[0] + pair[1]
+        return -scores[token] if token in scores and token not in hidden else None
+
+    return priority
 
 
 def merge(

@@ -110,7 +110,9 @@ def _byte_level(ggml: Json, tokens: list[str], types: np.ndarray) -> Recipe:
     recipe = _start("BPE", ggml, tokens, types, {})
     if "merges" not in ggml:
         raise CutawayError("byte-level BPE needs merges", "tokenizer.ggml.merges", "convert the model again")
-    recipe.merges = [(left, right) for left, _, right in (str(merge).partition(" ") for merge in ggml["merges"])]
+    parts = (str(merge).partition(" ") for merge in ggml["merges"])
+    own = dict(zip(tokens, tokens, strict=True)).get  # the vocabulary's strings again, not 100,000 equal ones
+    recipe.merges = [(own(left, left), own(right, right)) for left, _, right in parts]
     recipe.options["ignore_merges"] = family.whole
     recipe.normalizer = {"type": "NFC"} if family.nfc else None
     recipe.pre_tokenizer, recipe.decoder = family.pieces(), _LEVEL_DECODER

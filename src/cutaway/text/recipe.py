@@ -6,7 +6,7 @@ the field's common language for them; `pieces.py` brings them to life.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -90,12 +90,9 @@ def _bpe(recipe: Recipe) -> BPE:
     options, hidden = recipe.options, recipe.hidden
     prefix = options.get("continuing_subword_prefix") or ""
     if recipe.merges is not None:
-        made = [left + right.removeprefix(prefix) for left, right in recipe.merges]
-        if missing := set(made) - recipe.vocab.keys():
-            raise ValueError(f"merges make {min(missing)!r}, which is no token")
-        priority = by_rank(pair for pair, token in zip(recipe.merges, made, strict=True) if token not in hidden)
+        priority = by_rank(_possible(recipe.merges, recipe.vocab, prefix, hidden))
     else:
-        priority = by_score({t: s for t, s in (recipe.scores or {}).items() if t not in hidden})
+        priority = by_score(recipe.scores or {}, hidden)
     return BPE(
         recipe.vocab,
         priority,
@@ -107,6 +104,16 @@ def _bpe(recipe: Recipe) -> BPE:
         suffix=options.get("end_of_word_suffix") or "",
         hidden=hidden,
     )
+
+
+def _possible(merges: list[Pair], vocab: Collection[str], prefix: str, hidden: Collection[str]) -> Iterator[Pair]:
+    """The merges that text may make use of: not those that make a control token."""
+    for pair in merges:
+        token = pair[0] + pair[1].removeprefix(prefix)
+        if token not in vocab:
+            raise ValueError(f"merges make {token!r}, which is no token")
+        if token not in hidden:
+            yield pair
 
 
 def _unigram(recipe: Recipe) -> Unigram:

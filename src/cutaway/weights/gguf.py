@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import CutawayError, NotFound
-from cutaway.files import atomic
+from cutaway.files import advise, atomic
 from cutaway.weights import blocks
 
 MAGIC = b"GGUF"
@@ -71,12 +71,17 @@ class GGUF:
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    _bytes: Tensor = field(repr=False)  # uint8, the whole file, mapped
+    _file: mmap.mmap = field(repr=False)
 
     def raw(self, name: str) -> Tensor:
-        """The stored bytes of a tensor: uint8 [nbytes], a view on the mapped file. Raises NotFound."""
+        """The stored bytes of a tensor: uint8 [nbytes], a view on the mapped file. Raises NotFound.
+
+        What was read before leaves memory here, and is in the file if somebody looks again: who packs or converts
+        tensor by tensor never has two of them in memory twice.
+        """
         info = self._info(name)
-        return self._bytes[info.offset : info.offset + info.nbytes]
+        advise(self._file, "MADV_DONTNEED")
+        return torch.frombuffer(self._file, dtype=torch.uint8, offset=info.offset, count=info.nbytes)
 
     def load(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """A tensor's weights, in memory of their own. Raises NotFound."""
@@ -108,7 +113,7 @@ def read(path: str | Path) -> GGUF:
         metadata = _metadata(header, key_count)
         _refuse_split(metadata)
         tensors = _tensors(header, tensor_count, _alignment(metadata))
-    return GGUF(path, version, metadata, tensors, torch.frombuffer(header.data, dtype=torch.uint8))
+    return GGUF(path, version, metadata, tensors, header.data)
 
 
 @contextmanager

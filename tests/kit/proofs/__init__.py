@@ -19,6 +19,7 @@ from kit.proofs import (
     denoising,
     encoders,
     experts,
+    footprint,
     formats,
     grouped,
     guessing,
@@ -75,4 +76,5 @@ PROOFS: dict[str, Callable[[], object]] = {
     **adapters.PROOFS,
     **profiles.PROOFS,
     **serving.PROOFS,
+    **footprint.PROOFS,
 }
