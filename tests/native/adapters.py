@@ -22,7 +22,7 @@ class Case:
     def __init__(self, counts: list[int], ranks: list[int], seed: int = 0) -> None:
         draw = torch.Generator().manual_seed(seed)
         sizes = STACKED | {"gate": WIDTH, "up": WIDTH}
-        self.counts = counts
+        self.counts, self.pack, self.rows = counts, pack_floats, rows
         self.x_TK = torch.randn(sum(counts), K, generator=draw)
         self.weights = {name: torch.randn(n, K, generator=draw) / 8 for name, n in sizes.items()}
         self.biases = {name: torch.randn(n, generator=draw) for name, n in sizes.items()}
@@ -41,13 +41,13 @@ class Case:
     def made(self, march: str = "native", threads: int = 1, only: int | None = None) -> tuple[Tensor, Tensor]:
         """Joined outputs and hidden units of all tokens, or of those of one sequence."""
         chosen = range(len(self.counts)) if only is None else [only]
-        x = rows(torch.cat([self.x_TK.split(self.counts)[i] for i in chosen]))
+        x = self.rows(torch.cat([self.x_TK.split(self.counts)[i] for i in chosen]))
         count = len(x.floats)
         outs = rows(torch.zeros(count, 96)), rows(torch.zeros(count, WIDTH))
         tape, targets = Tape(march), [STACK, TURNS]
         how = {"activation": ACTIVATIONS.index("silu"), "gated": 1}
         for i, (kind, more) in enumerate(((Kind.LINEAR, {}), (Kind.FEED, how))):
-            matrix = Matrix.of(pack_floats(self._joined(self.weights, targets[i])))
+            matrix = Matrix.of(self.pack(self._joined(self.weights, targets[i])))
             tape.add(Kind.SHRINK, in_=x, target=i + 1)
             tape.add(
                 kind,

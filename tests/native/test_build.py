@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +27,22 @@ def test_a_build_is_made_once(tmp_path, monkeypatch):
     assert first.read_text() == "library\n"
     assert Path(f"{compiler}.log").read_text().count("once") == 2
     assert {*first.parent.iterdir()} == {first, other}, "nothing half-written is left"
+
+
+def test_builds_that_nobody_loads_are_forgotten(tmp_path, monkeypatch):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nfor last; do :; done\n: > $last\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("CUTAWAY_HOME", str(tmp_path / "home"))
+    forgotten, loaded, fresh = (build.compiled(march) for march in ("a", "b", "c"))
+    other = fresh.with_name("another.so")
+    other.touch()
+    for path in (forgotten, loaded, other):
+        os.utime(path, (0, 0))
+    assert build.compiled("b") == loaded
+    made = build.compiled("d")
+    assert {*made.parent.iterdir()} == {loaded, fresh, other, made}
 
 
 def test_what_the_compiler_complains_of_is_told(tmp_path, monkeypatch):

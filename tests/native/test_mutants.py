@@ -21,17 +21,28 @@ from cutaway.weights import blocks
 from native import adapters
 from native.attention import codes_of, empty, opened, place, texts
 from native.tapes import PORTABLE, packed, play, product, quantized, raw, rows
+from native.tiles import tiled
 
 
-def products(type: str) -> Callable[[], bool]:
+def products(type: str, count: int = 7) -> Callable[[], bool]:
     """Whether rows of this format are multiplied as their numbers say."""
 
     def proof() -> bool:
         made, numbers_NK = packed(type, 24, 512)
-        x_TK = torch.randn(7, 512)
+        x_TK = torch.randn(count, 512)
         codes, step = quantized(x_TK)
         wanted = (codes.double() * step.double().repeat_interleave(32, 1)) @ numbers_NK.double().T
         return bool(((product(made, x_TK, PORTABLE) - wanted).abs().max() / wanted.abs().max()) < 1e-5)
+
+    return proof
+
+
+def by_tiles(type: str) -> Callable[[], bool]:
+    """Whether tiles are used, and make the same products."""
+
+    def proof() -> bool:
+        with tiled("-O0", march=PORTABLE) as isa:
+            return isa.endswith("AMX") and products(type, 37)()
 
     return proof
 
@@ -116,15 +127,15 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "the first group's offset is left out": Mutant(
-        "kernels.cpp", "else if (OFFSET) sums[m]", "else if (OFFSET && g) sums[m]", products("Q4_1")
+        "kernels.cpp", "Form::OFFSET ? fma(second", "Form::OFFSET && group ? fma(second", products("Q4_1")
     ),
     "the second half takes the first's scale": Mutant(
-        "kernels.cpp", "second * step, sums[m]", "scale * step, sums[m]", products("Q6_K")
+        "kernels.cpp", "second * step, sum)", "scale * step, sum)", products("Q6_K")
     ),
     "the second half's sum is the first's": Mutant(
         "kernels.cpp", "sum[1] = total(qb)", "sum[1] = total(qa)", products("Q5_0")
     ),
-    "a single last row is left out": Mutant("kernels.cpp", "if (row < end) tile", "if (0) tile", products("Q8_0")),
+    "a single last row is left out": Mutant("kernels.cpp", "if (row < end) few", "if (0) few", products("Q8_0")),
     "a window sees one token more": Mutant("kernels.cpp", "- op.window + 1", "- op.window", answers),
     "every head has the first one's sink": Mutant("kernels.cpp", "op.sinks[head]", "op.sinks[0]", answers),
     "slots of nobody are read": Mutant("kernels.cpp", "j = begin; j < end", "j = 0; j < PAGE", answers),
@@ -150,11 +161,11 @@ MUTANTS = {
     "an adapter's part is added after the activation": Mutant(
         "kernels.cpp",
         "activate(op.activation, made(sums, row, p))",
-        "adapted(op, b, row, unit * panels + p, activate(op.activation, sums[p * TILE]))",
+        "adapted(op, b, row, unit * panels + p, activate(op.activation, sums[p * MOST]))",
         adapted,
     ),
     "only the gate is adapted": Mutant(
-        "kernels.cpp", "hidden * made(sums, row, 2 + p)", "hidden * sums[(2 + p) * TILE]", adapted
+        "kernels.cpp", "hidden * made(sums, row, 2 + p)", "hidden * sums[(2 + p) * MOST]", adapted
     ),
     "all rows have the first sequence's adapter": Mutant(
         "kernels.cpp", "update_of(op, b, b.owner[row])", "update_of(op, b, 0)", adapted
@@ -164,6 +175,28 @@ MUTANTS = {
     ),
     "joined matrices read the first one's ranks": Mutant("kernels.cpp", " + share.first;", ";", adapted),
     "the last rank is left out": Mutant("kernels.cpp", "r < rank; r++, column", "r + 1 < rank; r++, column", adapted),
+    "tiles: operands change places": Mutant(
+        "tiles.h", "_tile_dpbsud(c, a, b)", "_tile_dpbsud(c, b, a)", by_tiles("Q8_0")
+    ),
+    "tiles: codes are signed": Mutant("tiles.h", "_tile_dpbsud(c", "_tile_dpbssd(c", by_tiles("Q8_0")),
+    "tiles: sums go on from those before": Mutant("tiles.h", "_tile_zero(c); ", "", by_tiles("Q4_0")),
+    "tiles: rows lie without gaps": Mutant(
+        "tiles.h", "_tile_loadd(a, q, width)", "_tile_loadd(a, q, 32)", by_tiles("Q4_0")
+    ),
+    "tiles: nobody asks for them": Mutant("kernels.cpp", "right = permitted() && (", "right = (", by_tiles("Q4_0")),
+    "tiles: the second half has no zero": Mutant("kernels.cpp", "late + none", "late", by_tiles("Q6_K")),
+    "tiles: the first half's codes stay for the second": Mutant(
+        "kernels.cpp", "[r * PIECES + step / 4 % PIECES]", "[r * PIECES]", by_tiles("Q6_K")
+    ),
+    "tiles: all rows are the first sixteen": Mutant(
+        "kernels.cpp", "(row + from) * in.width", "row * in.width", by_tiles("Q5_1")
+    ),
+    "tiles: a run has the first group's scale": Mutant(
+        "kernels.cpp", "late + none, scale[r]", "late + none, scale[0]", by_tiles("Q5_1")
+    ),
+    "tiles: the second run begins at the first group": Mutant(
+        "kernels.cpp", "* in.width + g * GROUP;", "* in.width;", by_tiles("Q4_1")
+    ),
     "lanes of a plane share their bits": Mutant("packing.h", "bits << lane % 2 * 4", "bits", packing("Q5_1")),
     "late scales lack their high bits": Mutant("packing.h", " | six[j - 4] >> 6 << 4", "", packing("Q4_K")),
 }

@@ -13,15 +13,20 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from cutaway.errors import CutawayError
 from cutaway.files import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "packing.h", "sampling.h", "simd.h"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.cpp", "packing.h", "sampling.h", "simd.h", "tiles.h")
+)
 FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-Wno-maybe-uninitialized")
 NATIVE = "native"  # the processor at hand, in -march
+KEPT = 30 * 24 * 3600  # seconds that a build stays which nobody loads
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +35,19 @@ log = logging.getLogger(__name__)
 def library(march: str = NATIVE) -> ctypes.CDLL | None:
     """The kernels for one kind of processor, compiled if need be; None, and a line in the log, where that fails."""
     try:
-        return ctypes.CDLL(str(compiled(march)))
+        kernels = ctypes.CDLL(str(compiled(march)))
     except (CutawayError, OSError) as error:
         log.warning("no native kernels (%s): running on PyTorch's operations, which is slower", error)
         return None
+    isa = instructions(kernels)
+    log.log(logging.WARNING if "other numbers" in isa else logging.INFO, "native kernels on %s", isa)
+    return kernels
+
+
+def instructions(kernels: ctypes.CDLL) -> str:
+    """Which of the processor's instructions they use, as "AVX-512 VNNI, AMX"."""
+    kernels.cutaway_isa.restype = ctypes.c_char_p
+    return str(kernels.cutaway_isa().decode())
 
 
 def compiled(march: str = NATIVE) -> Path:
@@ -46,7 +60,18 @@ def compiled(march: str = NATIVE) -> Path:
     path = cache_dir() / "native" / f"kernels-{_fingerprint(command, march)}.so"
     if not path.exists():
         _compile(command, path)
+        _forget(path.parent)
+    with suppress(OSError):  # a cache that others fill
+        path.touch()
     return path
+
+
+def _forget(folder: Path) -> None:
+    """Builds for sources and processors of the past. Who has one loaded keeps it."""
+    for old in folder.glob("kernels-*.so"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - old.stat().st_mtime > KEPT:
+                old.unlink()
 
 
 def _fingerprint(command: tuple[str, ...], march: str) -> str:

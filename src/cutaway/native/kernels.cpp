@@ -15,12 +15,18 @@
 #include "packing.h"
 #include "sampling.h"
 #include "simd.h"
+#include "tiles.h"
 
 constexpr int GROUP = 32;   // inputs that share a step when activations are made integers
 constexpr int PAGE = 32;    // tokens of a page
 constexpr int CHUNK = 512;  // keys whose attention is summed up before it is merged with that of others
 constexpr int PIECE = 8192; // logits whose sum is one item
 constexpr int TILE = 8;     // rows that share a panel of weights while it is in registers
+constexpr int MOST = TILES ? 64 : TILE;  // rows whose sums are kept until they are finished
+constexpr int RUN = 4;      // groups whose codes are unpacked before the first becomes a tile
+#ifndef CUTAWAY_TILED
+#define CUTAWAY_TILED 9     // rows from which a tile of 16, some of them wasted, is faster than `panel_of_codes`
+#endif
 
 // ---- what the tape is made of -------------------------------------------------------------------------------
 
@@ -153,48 +159,128 @@ static inline F activate(int kind, F x) {
 
 // ---- matrices ------------------------------------------------------------------------------------------------
 
-// Rows m ... m + M - 1 times one panel. Integer products of a group are exact; then one float sum, group after group.
-template <int BITS, bool OFFSET, bool HALVES, int M>
-static inline void panel_of_codes(const Matrix& w, const uint8_t* block, const Rows& in, int64_t row, F* sums) {
-  constexpr int CODES = BITS == 8 ? 512 : 256, PLANES = BITS == 8 ? 0 : BITS - 4;
-  for (int m = 0; m < M; m++) sums[m] = all(0.0f);
-  for (int g = 0; g < w.k / GROUP; g++, block += w.bytes) {
-    I dots[HALVES ? 2 * M : M];
-    for (int m = 0; m < M; m++) {
-      const int32_t* sum = in.sum + ((row + m) * in.width + g * GROUP) / LANES;
-      if (HALVES) dots[m] = all(-w.zero * sum[0]), dots[M + m] = all(-w.zero * sum[1]);
-      else dots[m] = OFFSET ? all(0) : all(-w.zero * (sum[0] + sum[1]));
-    }
-    const uint8_t* planes = block + CODES;
-    auto multiply = [&](U codes, int step) {  // inputs 4 step ... 4 step + 3
-      uint64_t bits;
-      for (int p = 0; p < PLANES; p++) memcpy(&bits, planes + 64 * p + 8 * step, 8), codes = with_bit(codes, bits, 16 << p);
-      for (int m = 0; m < M; m++) {
-        int32_t four;
-        memcpy(&four, in.q + (row + m) * in.width + g * GROUP + 4 * step, 4);
-        I& dot = dots[HALVES && step >= 4 ? M + m : m];
-        dot = dot4(dot, codes, four);
-      }
-    };
-    if (BITS == 8) {
-      for (int step = 0; step < 8; step++) multiply(load_bytes(block + 64 * step), step);
-    } else {
-      for (int pair = 0; pair < 4; pair++) {
-        U both = load_bytes(block + 64 * pair);
-        multiply(low_halves(both), 2 * pair);
-        multiply(high_halves(both), 2 * pair + 1);
-      }
-    }
-    const uint16_t* scales = (const uint16_t*)(planes + 64 * PLANES);
-    F scale = load_half(scales), second = HALVES || OFFSET ? load_half(scales + LANES) : scale;
-    for (int m = 0; m < M; m++) {
-      int64_t group = ((row + m) * in.width) / GROUP + g;
-      F step = all(in.step[group]);
-      sums[m] = fma(to_float(dots[m]), scale * step, sums[m]);
-      if (HALVES) sums[m] = fma(to_float(dots[M + m]), second * step, sums[m]);
-      else if (OFFSET) sums[m] = fma(second, all(in.mass[group]), sums[m]);
+template <int CODE, bool SECOND, bool TWO> struct Form {  // of a block: bits of a code; an offset? a scale for each half?
+  static constexpr int BITS = CODE, CODES = BITS == 8 ? 512 : 256, PLANES = BITS == 8 ? 0 : BITS - 4;
+  static constexpr bool OFFSET = SECOND, HALVES = TWO;
+  static const uint16_t* scales(const uint8_t* block) { return (const uint16_t*)(block + CODES + 64 * PLANES); }
+};
+
+template <class Form, class Each> static inline void each_step(const uint8_t* block, Each each) {  // codes of inputs 4 step ... 4 step + 3
+  auto whole = [&](U codes, int step) {
+    const uint8_t* plane = block + Form::CODES + 8 * step;
+    uint64_t bits;
+    for (int p = 0; p < Form::PLANES; p++) memcpy(&bits, plane + 64 * p, 8), codes = with_bit(codes, bits, 16 << p);
+    each(codes, step);
+  };
+  if (Form::BITS == 8) {
+    UNROLLED for (int step = 0; step < 8; step++) whole(load_bytes(block + 64 * step), step);
+  } else {
+    UNROLLED for (int pair = 0; pair < 4; pair++) {
+      U both = load_bytes(block + 64 * pair);
+      whole(low_halves(both), 2 * pair);
+      whole(high_halves(both), 2 * pair + 1);
     }
   }
+}
+
+template <class Form> static inline void begin(const Matrix& w, const Rows& in, int64_t group, I& dot, I& late) {  // what the zero takes off
+  const int32_t* sum = in.sum + 2 * group;
+  if (Form::HALVES) dot = all(-w.zero * sum[0]), late = all(-w.zero * sum[1]);
+  else dot = Form::OFFSET ? all(0) : all(-w.zero * (sum[0] + sum[1]));
+}
+
+template <class Form> static inline F grown(F sum, I dot, I late, F scale, F second, const Rows& in, int64_t group) {
+  F step = all(in.step[group]);
+  sum = fma(to_float(dot), scale * step, sum);
+  if (Form::HALVES) return fma(to_float(late), second * step, sum);
+  return Form::OFFSET ? fma(second, all(in.mass[group]), sum) : sum;
+}
+
+// Rows m ... m + M - 1 times one panel. Integer products of a group are exact; then one float sum, group after group.
+template <class Form, int M> __attribute__((noinline)) static void panel_of_codes(const Matrix& w, const uint8_t* block, const Rows& in, int64_t row, F* sums) {
+  const int64_t groups = in.width / GROUP, first = row * groups;
+  F sum[M];
+  for (int m = 0; m < M; m++) sum[m] = all(0.0f);
+  for (int g = 0; g < w.k / GROUP; g++, block += w.bytes) {
+    I dots[M], late[M];
+    for (int m = 0; m < M; m++) begin<Form>(w, in, first + m * groups + g, dots[m], late[m]);
+    each_step<Form>(block, [&](U codes, int step) {
+      for (int m = 0; m < M; m++) {
+        int32_t four;
+        memcpy(&four, in.q + (first + m * groups + g) * GROUP + 4 * step, 4);
+        I& dot = Form::HALVES && step >= 4 ? late[m] : dots[m];
+        dot = dot4(dot, codes, four);
+      }
+    });
+    const uint16_t* scales = Form::scales(block);
+    F scale = load_half(scales), second = Form::HALVES || Form::OFFSET ? load_half(scales + LANES) : scale;
+    for (int m = 0; m < M; m++) sum[m] = grown<Form>(sum[m], dots[m], late[m], scale, second, in, first + m * groups + g);
+  }
+  std::copy(sum, sum + M, sums);
+}
+
+// The same numbers of `count` rows by tiles of 16, see tiles.h. What a tile reads beyond the last row is not used.
+template <class Form> static void panel_of_tiles(const Matrix& w, const uint8_t* block, const Rows& in, int64_t row, int count, F* sums) {
+  constexpr int PIECES = Form::HALVES ? 2 : 1;  // tiles of a group; where there are two, the codes of the other half are 0
+  alignas(64) uint8_t codes[RUN * PIECES][512] = {};
+  alignas(64) int32_t dots[RUN * PIECES][16][LANES];
+  for (int m = 0; m < count; m++) sums[m] = all(0.0f);
+  for (int g = 0, here; g < w.k / GROUP; g += here, block += here * w.bytes) {
+    here = std::min(RUN, w.k / GROUP - g);
+    F scale[RUN], second[RUN];
+    for (int r = 0; r < here; r++) {
+      const uint16_t* scales = Form::scales(block + r * w.bytes);
+      scale[r] = load_half(scales), second[r] = Form::HALVES || Form::OFFSET ? load_half(scales + LANES) : scale[r];
+      if (Form::BITS == 8) continue;
+      each_step<Form>(block + r * w.bytes, [&](U made, int step) { memcpy(codes[r * PIECES + step / 4 % PIECES] + 64 * step, &made, 64); });
+    }
+    written(codes);
+    for (int from = 0; from < count; from += 16) {
+      const int8_t* q = in.q + (row + from) * in.width + g * GROUP;
+      for (int i = 0; i < here * PIECES; i++)
+        tile_of_dots(i, q + i / PIECES * GROUP, in.width, Form::BITS == 8 ? block + i * w.bytes : codes[i], dots[i][0]);
+      for (int m = 0; m < std::min(16, count - from); m++) {
+        int64_t group = (row + from + m) * (in.width / GROUP) + g;
+        F sum = sums[from + m];
+        for (int r = 0; r < here; r++) {
+          I dot, late, zero, none{};
+          memcpy(&dot, dots[r * PIECES][m], 64);
+          memcpy(&late, dots[r * PIECES + PIECES - 1][m], 64);
+          begin<Form>(w, in, group + r, zero, none);
+          sum = grown<Form>(sum, dot + zero, late + none, scale[r], second[r], in, group + r);
+        }
+        sums[from + m] = sum;
+      }
+    }
+  }
+}
+
+template <class Form> static bool tiles_agree() {  // a product of numbers at random, by tiles and without
+  constexpr int GROUPS = RUN + 1, COUNT = 17, BYTES = Form::CODES + 64 * Form::PLANES + 32 * (1 + Form::HALVES);
+  uint8_t blocks[GROUPS * BYTES];
+  int8_t q[32 * GROUPS * GROUP];
+  float step[COUNT * GROUPS];
+  int32_t sum[2 * COUNT * GROUPS];
+  uint32_t seed = 1;
+  auto draw = [&] { return seed = seed * 1664525u + 1013904223u, seed >> 16; };
+  for (auto& b : blocks) b = draw();
+  for (auto& b : q) b = std::max(-127, (int)(int8_t)draw());
+  for (auto& s : step) s = draw();
+  for (auto& s : sum) s = draw();
+  for (int g = 0; g < GROUPS; g++)
+    for (int i = 0; i < LANES * (1 + Form::HALVES); i++) ((uint16_t*)Form::scales(blocks + g * BYTES))[i] = 0x3000 + draw() % 0x800;
+  Matrix w{blocks, LANES, GROUPS * GROUP, Form::BITS, 32, Form::OFFSET, Form::HALVES, BYTES, 0};
+  Rows in{nullptr, q, step, sum, nullptr, GROUPS * GROUP, 0};
+  F tiled[COUNT], plain;
+  panel_of_tiles<Form>(w, blocks, in, 0, COUNT, tiled);
+  for (int m = 0; m < COUNT; m++)
+    if (panel_of_codes<Form, 1>(w, blocks, in, m, &plain); memcmp(&plain, &tiled[m], sizeof plain)) return false;
+  return true;
+}
+
+static bool tiles() {  // whether to use them: the processor has them, the system lends them, and they give the right numbers
+  static const bool right = permitted() && (Shaped(true), tiles_agree<Form<8, false, false>>() && tiles_agree<Form<6, false, true>>());
+  return right;
 }
 
 template <int BITS, int M>
@@ -206,30 +292,42 @@ static inline void panel_of_floats(const Matrix& w, const uint8_t* block, const 
   }
 }
 
-template <int M> static inline void panel(const Matrix& w, int64_t index, const Rows& in, int64_t row, F* sums) {
-  const uint8_t* block = w.blocks + index * (w.k / GROUP) * (int64_t)w.bytes;
+template <class Run> static inline void with_form(const Matrix& w, Run run) {
   switch (w.bits) {
-    case 4: return w.offset ? panel_of_codes<4, true, false, M>(w, block, in, row, sums) : panel_of_codes<4, false, false, M>(w, block, in, row, sums);
-    case 5: return w.offset ? panel_of_codes<5, true, false, M>(w, block, in, row, sums) : panel_of_codes<5, false, false, M>(w, block, in, row, sums);
-    case 6: return panel_of_codes<6, false, true, M>(w, block, in, row, sums);
-    case 8: return w.offset ? panel_of_codes<8, true, false, M>(w, block, in, row, sums) : panel_of_codes<8, false, false, M>(w, block, in, row, sums);
-    case 16: return panel_of_floats<16, M>(w, block, in, row, sums);
-    default: return panel_of_floats<32, M>(w, block, in, row, sums);
+    case 4: return w.offset ? run(Form<4, true, false>()) : run(Form<4, false, false>());
+    case 5: return w.offset ? run(Form<5, true, false>()) : run(Form<5, false, false>());
+    case 6: return run(Form<6, false, true>());
+    default: return w.offset ? run(Form<8, true, false>()) : run(Form<8, false, false>());
   }
 }
 
 // `finish(row, sums)` for every row from `row` up to `end`; a unit is `panels` panels that are finished together.
 template <class Finish> static void multiply(const Matrix& w, const Rows& in, int64_t unit, int panels, int64_t row, int64_t end, Finish finish) {
-  F sums[4 * TILE];
-  auto tile = [&](auto size, int64_t row) {
-    constexpr int M = decltype(size)::value;
-    for (int p = 0; p < panels; p++) panel<M>(w, unit * panels + p, in, row, sums + p * TILE);
-    for (int m = 0; m < M; m++) finish(row + m, sums + m);
+  F sums[4 * MOST];
+  auto together = [&](int64_t count, auto panel) {
+    for (int p = 0; p < panels; p++) panel(w.blocks + (unit * panels + p) * (w.k / GROUP) * w.bytes, sums + p * MOST);
+    for (int m = 0; m < count; m++) finish(row + m, sums + m);
+    row += count;
   };
-  for (; row + 8 <= end; row += 8) tile(std::integral_constant<int, 8>(), row);
-  if (row + 4 <= end) tile(std::integral_constant<int, 4>(), row), row += 4;
-  if (row + 2 <= end) tile(std::integral_constant<int, 2>(), row), row += 2;
-  if (row < end) tile(std::integral_constant<int, 1>(), row);
+  auto few = [&](auto size) {
+    constexpr int M = decltype(size)::value;
+    together(M, [&](const uint8_t* block, F* sums) {
+      if (w.bits == 16) panel_of_floats<16, M>(w, block, in, row, sums);
+      else if (w.bits == 32) panel_of_floats<32, M>(w, block, in, row, sums);
+      else with_form(w, [&](auto form) { panel_of_codes<decltype(form), M>(w, block, in, row, sums); });
+    });
+  };
+  int64_t tiled = w.bits < 16 && tiles() ? std::min(end, row + (end - row + 16 - CUTAWAY_TILED) / 16 * 16) : row;
+  while (row < tiled) {
+    int64_t count = std::min<int64_t>(tiled - row, MOST);
+    together(count, [&](const uint8_t* block, F* sums) {
+      with_form(w, [&](auto form) { panel_of_tiles<decltype(form)>(w, block, in, row, count, sums); });
+    });
+  }
+  while (row + 8 <= end) few(std::integral_constant<int, 8>());
+  if (row + 4 <= end) few(std::integral_constant<int, 4>());
+  if (row + 2 <= end) few(std::integral_constant<int, 2>());
+  if (row < end) few(std::integral_constant<int, 1>());
 }
 
 // ---- adapters ------------------------------------------------------------------------------------------------
@@ -299,7 +397,7 @@ static void feed(const Op& op, const Batch& b, Team& team) {
   int panels = op.gated ? 4 : 2;
   team.share(w.n / (panels * LANES), 1, [&](int64_t unit) {
     auto made = [&](const F* sums, int64_t row, int p) {
-      F sum = sums[p * TILE];
+      F sum = sums[p * MOST];
       return adapted(op, b, row, unit * panels + p, op.bias ? sum + load(op.bias + (unit * panels + p) * LANES) : sum);
     };
     multiply(w, *op.in, unit, panels, 0, b.tokens, [&](int64_t row, const F* sums) {
@@ -640,13 +738,16 @@ static void weigh(const Op& op, const Batch& b, Team& team) {
 
 // ---- the tape ------------------------------------------------------------------------------------------------
 
-extern "C" const char* cutaway_isa() { return CUTAWAY_ISA; }
+extern "C" const char* cutaway_isa() {
+  return tiles() ? CUTAWAY_ISA ", AMX" : permitted() ? CUTAWAY_ISA ", not AMX, which gives other numbers here" : CUTAWAY_ISA;
+}
 
 // seconds: if given, how long each op took, added to what is there.
 extern "C" void cutaway_run(const Op* ops, int count, const Batch* batch, int threads, double* seconds) {
   std::vector<std::atomic<int64_t>> counters(2 * count);
 #pragma omp parallel num_threads(threads)
   {
+    Shaped shaped(tiles());
     double began = omp_get_wtime();
     for (int i = 0; i < count; i++) {
       const Op& op = ops[i];

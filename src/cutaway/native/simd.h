@@ -14,6 +14,7 @@ constexpr int LANES = 16;
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #define CUTAWAY_ISA "AVX-512 VNNI"
+#define UNROLLED _Pragma("GCC unroll 8")  // so that a step knows its registers when it is compiled
 struct F { __m512 v; };
 struct I { __m512i v; };
 struct U { __m512i v; };  // 64 unsigned bytes
@@ -184,6 +185,7 @@ static inline I dot4(I sum, U codes, int32_t four) {
 #endif
 
 #ifdef SPILLED
+#define UNROLLED
 // Sums over lanes in the order in which AVX-512 adds them: halves onto each other.
 template <class T, class S> static inline T folded(S a, T (*join)(T, T)) {
   T lane[16];

@@ -20,6 +20,7 @@ from cutaway.native.build import library
 from cutaway.native.packing import GROUP, LANES, Packed
 
 EXACT = 1 << 19  # bytes
+SPARE = 15  # rows that a tile of 16 may read beyond the last one, see tiles.h
 
 
 def untouched(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -88,7 +89,7 @@ class Rows(Structure):
         width = -(-width // GROUP) * GROUP
         columns = ((width, torch.float32), (width, torch.int8), (width // GROUP, torch.float32),
                    (width // LANES, torch.int32), (width // GROUP, torch.float32))  # fmt: skip
-        tensors = tuple(untouched(count, many, dtype=dtype) for many, dtype in columns)
+        tensors = tuple(untouched(count + SPARE, many, dtype=dtype)[:count] for many, dtype in columns)
         made = Rows(*(tensor.data_ptr() for tensor in tensors), width)
         made.tensors = tensors
         return made
@@ -156,8 +157,6 @@ class Tape:
         self._run = kernels.cutaway_run
         self._run.argtypes = [c_void_p, c_int32, c_void_p, c_int32, c_void_p]
         self._run.restype = None
-        kernels.cutaway_isa.restype = ctypes.c_char_p
-        self.isa = kernels.cutaway_isa().decode()
         self.ops: list[Op] = []
         self._kept: list[object] = []
         self._array: ctypes.Array[Op] | None = None
