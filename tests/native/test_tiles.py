@@ -65,6 +65,18 @@ def test_products_of_extremes(k):
         assert torch.equal(got.double(), x_TK.double() @ (codes_NK.double() - made.zero).T)
 
 
+@pytest.mark.parametrize(("zero", "offset"), [(0, True), (0, False), (3, False), (200, False)])
+@pytest.mark.parametrize("bits", [4, 5, 8])
+def test_products_of_other_codes(bits, zero, offset):
+    """Zeros that no file of GGUF has, 8 bits with an offset among them."""
+    codes_NK = torch.randint(0, 1 << bits, (40, 160), dtype=torch.uint8)
+    made = pack_codes(codes_NK, torch.randn(40, 5), torch.randn(40, 5) if offset else None, zero, bits)
+    x_TK = torch.randn(26, 160)
+    alone = torch.cat([product(made, x_K[None]) for x_K in x_TK])
+    with tiled():
+        assert torch.equal(product(made, x_TK), alone)
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("type", ["Q4_K", "Q6_K"])
 def test_hidden_units(type, gated):

@@ -105,4 +105,5 @@ def _compile(command: tuple[str, ...], path: Path) -> None:
 
 
 if __name__ == "__main__":  # at installation, so that the first model starts at once
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     library()

@@ -197,10 +197,9 @@ template <class Form> static inline F grown(F sum, I dot, I late, F scale, F sec
 }
 
 // Rows m ... m + M - 1 times one panel. Integer products of a group are exact; then one float sum, group after group.
-template <class Form, int M> __attribute__((noinline)) static void panel_of_codes(const Matrix& w, const uint8_t* block, const Rows& in, int64_t row, F* sums) {
+template <class Form, int M> static inline void panel_of_codes(const Matrix& w, const uint8_t* block, const Rows& in, int64_t row, F* sums) {
   const int64_t groups = in.width / GROUP, first = row * groups;
-  F sum[M];
-  for (int m = 0; m < M; m++) sum[m] = all(0.0f);
+  for (int m = 0; m < M; m++) sums[m] = all(0.0f);
   for (int g = 0; g < w.k / GROUP; g++, block += w.bytes) {
     I dots[M], late[M];
     for (int m = 0; m < M; m++) begin<Form>(w, in, first + m * groups + g, dots[m], late[m]);
@@ -214,9 +213,8 @@ template <class Form, int M> __attribute__((noinline)) static void panel_of_code
     });
     const uint16_t* scales = Form::scales(block);
     F scale = load_half(scales), second = Form::HALVES || Form::OFFSET ? load_half(scales + LANES) : scale;
-    for (int m = 0; m < M; m++) sum[m] = grown<Form>(sum[m], dots[m], late[m], scale, second, in, first + m * groups + g);
+    for (int m = 0; m < M; m++) sums[m] = grown<Form>(sums[m], dots[m], late[m], scale, second, in, first + m * groups + g);
   }
-  std::copy(sum, sum + M, sums);
 }
 
 // The same numbers of `count` rows by tiles of 16, see tiles.h. What a tile reads beyond the last row is not used.
