@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cutaway.engine.drafter import SPARE, Drafter, PromptLookup, best_length, checking
+from cutaway.engine.drafter import SPARE, Drafter, Pass, PromptLookup, best_length
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
 from engine.tiny import tokenizer
@@ -65,7 +65,7 @@ def test_tries_take_a_small_share_of_the_time(cost, company):
     for _ in range(700):
         drafter.draft(sequences)
     assert {most for _, most in asked} == {1}
-    assert len(asked) * (cost + checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
+    assert len(asked) * (cost + Pass().checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
 
 
 def test_only_guesses_that_were_checked_teach():
