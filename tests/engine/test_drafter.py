@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cutaway.engine.drafter import SPARE, Drafter, InTurn, Predicted, PromptLookup, best_length, checking
+from cutaway.engine.drafter import SPARE, Drafter, InTurn, Pass, Predicted, PromptLookup, best_length
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.sequence import Sequence
@@ -104,7 +104,7 @@ def test_tries_take_a_small_share_of_the_time(cost, company):
     for _ in range(700):
         drafter.draft(sequences)
     assert {most for _, most in asked} == {1}
-    assert len(asked) * (cost + checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
+    assert len(asked) * (cost + Pass().checking(company)) == pytest.approx(SPARE * 700 * company, rel=0.1)
 
 
 def test_only_guesses_that_were_checked_teach():

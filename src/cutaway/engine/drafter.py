@@ -16,16 +16,54 @@ from cutaway.engine.sampler import DeadEnd, Logits, sample
 from cutaway.engine.sequence import Sequence
 
 Asked = list[tuple[Sequence, int]]  # with how many guesses at most
-ROW = 0.2  # what a further token adds to a step of one
+ROW = 0.35  # what a further token adds to a step of one, as long as nothing was measured
+FADES = 0.05  # share of the latest step in what is known of steps
+LEAST = 0.5  # squared tokens between steps: with less, a single odd one would decide
+WILD = 2.0  # a step that took this many times as long as others says how busy the machine was
 WEIGHT = 0.2  # of the last guess that was checked, in a drafter's trust
 SPARE = 0.02  # share of the time for guesses that do not promise to pay: who was wrong may be right again
+
+
+class Pass:
+    """How long steps take by their tokens: the line through those of late, found by least squares.
+
+    Where kernels take tokens by four, the ninth may cost as much as three. Only guesses make steps of one company
+    differ; without any, the slope stays what it was.
+    """
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds, self.spread, self.slope = 0.0, 0.0, LEAST, 0.0
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens, none of them of a prompt, took so long."""
+        if not self.tokens:
+            self.tokens, self.seconds, self.slope = tokens, seconds, ROW * seconds / (1 - ROW + ROW * tokens)
+        off, late = tokens - self.tokens, min(seconds, WILD * self.at(tokens)) - self.seconds
+        self.spread += FADES * off * off
+        self.slope += FADES * off * (late - self.slope * off) / self.spread
+        self.spread = max((1 - FADES) * self.spread, LEAST)
+        self.tokens += FADES * off
+        self.seconds += FADES * late
+
+    def at(self, tokens: int) -> float:
+        """Seconds of a step of so many."""
+        return max(self.seconds + self.slope * (tokens - self.tokens), self.seconds / 4)
+
+    def checking(self, company: int) -> float:
+        """What checking a guess takes, as a share of what one of so many sequences takes of a step of one token each.
+
+        The more there are, the less is left to share: reading weights is a smaller part of the step.
+        """
+        if not self.tokens:
+            return ROW * company / (1 - ROW + ROW * company)
+        return max(0.0, self.slope) * company / self.at(company)
 
 
 class Drafter(ABC):
     """Proposes what may follow. How much of that is worth checking, it learns from what was right.
 
     most: guesses of a step. cost: of making one, in steps. drafted, accepted: by place in the draft. right, wrong:
-    guesses that were checked, all places together. spared: time left for tries, in tokens.
+    guesses that were checked, all places together. spared: time left for tries, in tokens. passes: the engine's.
     """
 
     cost = 0.0
@@ -34,6 +72,7 @@ class Drafter(ABC):
         self.most, self.spared = most, 0.0
         self.drafted, self.accepted = Counter[int](), Counter[int]()
         self.right, self.wrong = 4, 1  # as if some had been, to begin with
+        self.passes = Pass()
 
     @abstractmethod
     def propose(self, asked: Asked) -> list[list[int]]:
@@ -42,27 +81,33 @@ class Drafter(ABC):
     def draft(self, sequences: list[Sequence]) -> None:
         """Give drafts to those that have none; once a step, after all have drawn."""
         self.spared += SPARE * len(sequences)
-        asked = [(s, most) for s in sequences if not s.drafts and (most := self._most(s, len(sequences)))]
-        for (sequence, most), drafts in zip(asked, self.propose(asked) if asked else [], strict=True):
-            sequence.drafts, sequence.drafter = drafts[:most], self
+        free = [s for s in sequences if not s.drafts and self.knows(s)]
+        most = [self.worth(s, len(sequences)) for s in free]
+        poor = [s for s, worth in zip(free, most, strict=True) if not worth]
+        tries = int(bool(poor) and self._spares(poor, len(sequences)))
+        asked = [(s, worth or tries) for s, worth in zip(free, most, strict=True) if worth or tries]
+        for (sequence, length), drafts in zip(asked, self.propose(asked) if asked else [], strict=True):
+            sequence.drafts, sequence.drafter = drafts[:length], self
+
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether there is anything to guess from."""
+        return True
 
     def worth(self, sequence: Sequence, company: int) -> int:
         """How many guesses one of so many sequences of a step is worth (as in Liu et al. 2024, arXiv:2406.14066)."""
         trust = sequence.trust.get(self, self.right / (self.right + self.wrong))
-        return best_length(trust, self.cost + checking(company), self.most)
+        return best_length(trust, self.cost + self.passes.checking(company), self.most)
 
     def effort(self, sequence: Sequence) -> float:
         """Steps that the next guess for it takes to make."""
         return self.cost
 
-    def _most(self, sequence: Sequence, company: int) -> int:
-        """What it is worth, else a try if it can be spared."""
-        if most := self.worth(sequence, company):
-            return most
-        if (price := self.effort(sequence) + checking(company)) > self.spared:
-            return 0
-        self.spared -= price
-        return 1
+    def _spares(self, sequences: list[Sequence], company: int) -> bool:
+        """Whether there is time for a try of them all, which tells what many guesses cost together."""
+        price = sum(self.effort(s) + self.passes.checking(company) for s in sequences)
+        spares = price <= self.spared
+        self.spared -= spares * price
+        return spares
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """So many of a step's guesses were right; of those behind a wrong one nothing is known."""
@@ -87,21 +132,17 @@ class Drafter(ABC):
         return
 
 
-def checking(company: int) -> float:
-    """What checking a guess takes, as a share of what one of so many sequences takes of a step of one token each.
-
-    The more there are, the less is left to share: reading weights is a smaller part of the step.
-    """
-    return ROW * company / (1 - ROW + ROW * company)
-
-
 def best_length(right: float, cost: float, most: int) -> int:
     """How many guesses bring most tokens a second, if each is right with probability `right` and costs so many steps.
 
     g guesses give 1 + a + ... + a^g tokens on average, for the time of 1 + cost·g steps (Leviathan et al. 2022,
     arXiv:2211.17192).
     """
-    return max(range(most + 1), key=lambda g: sum(right**i for i in range(g + 1)) / (1 + cost * g))
+    length, tokens = 0, 1.0
+    while length < most and right ** (length + 1) * (1 + cost * length) > tokens * cost:
+        length += 1
+        tokens += right**length
+    return length
 
 
 def extend(sequence: Sequence, drafts: list[int], logits: Logits) -> bool:
@@ -156,10 +197,9 @@ class Predicted(Drafter):
         super().__init__(most=16)
         self.longest = longest
 
-    def draft(self, sequences: list[Sequence]) -> None:
+    def knows(self, sequence: Sequence) -> bool:
         """See `Drafter`."""
-        if some := [sequence for sequence in sequences if sequence.params.prediction]:
-            super().draft(some)
+        return bool(sequence.params.prediction)
 
     def propose(self, asked: Asked) -> list[list[int]]:
         """See `Drafter`."""

@@ -21,7 +21,7 @@ import torch
 
 from cutaway.engine.adapters import Adapters
 from cutaway.engine.draft_model import DraftModel
-from cutaway.engine.drafter import Drafter, InTurn, Predicted, PromptLookup
+from cutaway.engine.drafter import Drafter, InTurn, Pass, Predicted, PromptLookup
 from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.params import SamplingParams
@@ -111,6 +111,9 @@ class Engine:
         self.runner.allocate(pages, self.context, budget, budget)
         if drafter:
             drafter.join(self.runner, self.context, running)
+        self.passes = Pass()
+        for member in drafter.members() if drafter else ():
+            member.passes = self.passes
         self.adapters = Adapters(spec, self.runner.fit)
         self.stats, self.steps = Stats(), deque[Step](maxlen=256)
 
@@ -257,8 +260,10 @@ class Engine:
         """What their constraints leave no choice about, else what the drafter guesses."""
         if has_states(self.runner.spec):
             return
+        pays = len(sequences) == 1 or self.passes.checking(len(sequences)) < 1  # to say at once what is said anyway
         for sequence in sequences:
-            sequence.drafter, sequence.drafts = None, sequence.constraint.forced() if sequence.constraint else []
+            asked = sequence.constraint if pays else None
+            sequence.drafter, sequence.drafts = None, asked.forced() if asked else []
         if not self.drafter or not sequences:
             return
         try:
@@ -284,6 +289,8 @@ class Engine:
         pages, ended = self.scheduler.pages, time.monotonic()
         self.stats.steps += 1
         self.stats.replied += replied
+        if spans and all(count == 1 + drafts for _, _, count, drafts, _ in spans):
+            self.passes.note(sum(count for _, _, count, _, _ in spans), ran)
         for _, _, count, drafts, accepted in spans:
             self.stats.tokens += count
             self.stats.drafted.update(range(drafts))

@@ -1,7 +1,12 @@
-"""Guesses of models: each is what a model says that reads the whole text anew, whatever was accepted before."""
+"""Guesses of models: each is what a model says that reads the whole text anew, whatever was accepted before.
+
+And guesses of anyone: how many are made, by what they cost.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 
@@ -9,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.engine.draft_model import DraftModel
-from cutaway.engine.drafter import Asked, Drafter, Predicted
+from cutaway.engine.drafter import Asked, Drafter, Pass, Predicted
 from cutaway.engine.engine import Engine
 from cutaway.engine.look_ahead import LookAhead
 from cutaway.engine.params import SamplingParams
@@ -19,6 +24,7 @@ from cutaway.models.decoder import Decoder
 from cutaway.nn.attention import BlockDiagonal
 from kit import twins
 from kit.precision import all_float64
+from kit.proofs.constraints import byte_level
 
 LENGTHS, REPLY, MOST = (19, 3, 40), 14, 3
 Said = list[tuple[list[int], list[int]]]  # texts, and the guesses at what follows
@@ -114,9 +120,68 @@ def _likeliest(of: Decoder, ready_TD: Tensor) -> int:
     return int(of.logits(ready_TD[-1:]).argmax())
 
 
+def measuring() -> None:
+    """The line through steps of several sizes; one that is wild, and none that differ, change little."""
+    rng, passes = random.Random(0), Pass()
+    for i in range(300):
+        tokens = 8 + rng.choice((0, 0, 4, 8))
+        passes.note(tokens, (3 + 0.5 * tokens) * (9 if i % 50 == 44 else 1))
+    assert abs(passes.checking(8) - 4 / 7) < 0.15, f"checking takes {passes.checking(8):.3f}, not 0.571"
+    for _ in range(300):
+        passes.note(8, 7)
+    assert abs(passes.checking(8) - 4 / 7) < 0.15, f"forgotten: {passes.checking(8):.3f}"
+    for _ in range(40):
+        passes.note(12, 7 + 4 * 2.5)
+        passes.note(8, 7)
+    assert passes.checking(8) > 2, f"where tokens have become dear: {passes.checking(8):.3f}"
+
+
+class Machine:
+    """Time of steps that guess what is right with some probability: [seconds, tokens] of so many sequences."""
+
+    def __init__(self, seconds: Callable[[int], float], right: float) -> None:
+        self.seconds, self.right, self.rng = seconds, right, random.Random(0)
+
+    def run(self, drafter: Drafter, company: int, steps: int) -> tuple[float, int]:
+        """How long that took, and how many tokens it brought."""
+        made = [Sequence([0], SamplingParams(), byte_level()) for _ in range(company)]
+        spent, said = 0.0, 0
+        for _ in range(steps):
+            for one in made:
+                one.drafts = []
+            drafter.draft(made)
+            tokens = company + sum(len(one.drafts) for one in made)
+            spent += self.seconds(tokens)
+            drafter.passes.note(tokens, self.seconds(tokens))
+            for one in made:
+                if one.drafts:
+                    found = next((i for i in range(len(one.drafts)) if self.rng.random() > self.right), len(one.drafts))
+                    drafter.learn(one, len(one.drafts), found)
+                    said += found
+        return spent, said + company * steps
+
+
+class Fluent(Drafter):
+    """Always has something to say."""
+
+    def propose(self, asked: Asked) -> list[list[int]]:
+        return [[0] * most for _, most in asked]
+
+
+def paying() -> None:
+    """Where a token more takes as long as any other, guesses take 3 % at most; where a tenth, they are made."""
+    dear, cheap = Machine(lambda t: t + 2.0 * (t > 8), 0.6), Machine(lambda t: 10 + t / 8, 0.9)
+    spent, said = dear.run(Fluent(), 8, 2000)
+    assert said / spent > 0.97, f"{said / spent:.3f} of the speed without guesses"
+    spent, said = cheap.run(Fluent(), 8, 2000)
+    assert said / spent > 2.5 * 8 / 11, f"{said / spent / (8 / 11):.2f} times as fast only"
+
+
 PROOFS = {
     "drafted llama": partial(drafted, "llama"),
     "drafted llama sampled": sampled,
     "looked-ahead llama": ahead,
     "predicted": predicted,
+    "guesses measured": measuring,
+    "guesses paying": paying,
 }

@@ -21,6 +21,9 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
+from cutaway.budget.chips import CHIPS
+from cutaway.budget.published import spec_named
+from cutaway.budget.running import fit
 from cutaway.engine.cache import KVCache
 from cutaway.labs.evidence import Axis, Check, Finding, Plot, Series, Table, Words, both, check, table
 from cutaway.labs.knobs import Knob
@@ -29,6 +32,8 @@ from cutaway.labs.subject import MODEL, Cached, decoder, reading, subject
 from cutaway.models.cost import Cost
 from cutaway.models.decoder import Decoder
 from cutaway.nn.attention import BlockDiagonal, Question, attention_weights
+
+LARGE, CARD, DTYPE, CONTEXT, USABLE = "llama-3-8b", "a100-80gb", "bfloat16", 8192, 0.9
 
 Memory = dict[str, list[Tensor]]
 """q, k and v of the tokens so far: per name and layer [T, heads, K]."""
@@ -42,6 +47,14 @@ class Traffic(NamedTuple):
 
     held: float
     read: int
+
+
+class Room(NamedTuple):
+    """Bytes of a sequence, how many sequences fit, and bytes that are left for them beside the weights."""
+
+    each: float
+    sequences: int
+    left: float
 
 
 @lab(
@@ -72,7 +85,7 @@ def why_kv_not_q(
     return Finding(
         table=_table(sizes, traffic, gradients, changes, same),
         plot=_plot(changes),
-        verdict=_verdict(sizes, changes, same, generate),
+        verdict=_verdict(sizes, changes, same, generate, room()),
         checks=[
             *_checks(gradients, changes, same, generate),
             _engine_check(Cost(subject_model.spec), traffic, engine == replies["q"]),
@@ -148,6 +161,14 @@ def greedy(model: Decoder, prompt_T: Tensor, count: int, change: Change) -> list
         logits_V, memory = step(model, torch.tensor(reply[-1:]), memory, change)
         reply.append(int(logits_V.argmax()))
     return reply
+
+
+def room() -> Room:
+    """What the formula says of a large model on a card: found, not measured."""
+    cost = Cost(spec_named(LARGE))
+    found = {found.name: found.value for found in fit(cost, CHIPS[CARD], CONTEXT, DTYPE, USABLE)}
+    sequences = found["sequences that fit"]
+    return Room(found["KV of a sequence"], int(sequences), CHIPS[CARD].memory * USABLE - found["weights"])
 
 
 class Tallied(KVCache):
@@ -282,7 +303,9 @@ def _engine_check(cost: Cost, traffic: Traffic, same: bool) -> Check:
     )
 
 
-def _verdict(sizes: dict[str, int], changes: dict[str, list[float]], same: dict[str, int], generate: int) -> Words:
+def _verdict(
+    sizes: dict[str, int], changes: dict[str, list[float]], same: dict[str, int], generate: int, room: Room
+) -> Words:
     q, kv = sizes["q"] * 2 / 1024, (sizes["k"] + sizes["v"]) * 2 / 1024
     ratio = sizes["q"] / sizes["k"]
     return both(
@@ -290,10 +313,13 @@ def _verdict(sizes: dict[str, int], changes: dict[str, list[float]], same: dict[
         f"tokens as they were; deleting keys left {same['k']}, values {same['v']}. Overwriting one old key "
         f"moved a logit by up to {max(changes['k']):.2f}, one old value by up to {max(changes['v']):.2f}, "
         f"one old query by {max(changes['q']):.0f}. K and V take {kv:.2f} KiB a token in 16 bit; Q, "
-        f"{ratio:.0f} times as wide as K here, would add {q:.2f} KiB that nothing reads.",
+        f"{ratio:.0f} times as wide as K here, would add {q:.2f} KiB that nothing reads. By the same formula {LARGE} "
+        f"keeps {room.each / 2**30:g} GiB for {CONTEXT:,} tokens; of {CARD} {USABLE:.0%} without the weights are "
+        f"{room.left / 1e9:.1f} GB: {room.sequences} such sequences, or more of shorter ones.",
         f"每一步只用自己的查询发问。删掉全部旧查询，{generate} 个词元中 {same['q']} 个不"
         f"变；删掉键剩 {same['k']} 个，删掉值剩 {same['v']} 个。改写一个旧键最多使 logit 变 "
         f"{max(changes['k']):.2f}，旧值 {max(changes['v']):.2f}，旧查询 {max(changes['q']):.0f}。16 位下 K "
         f"与 V 每词元占 {kv:.2f} KiB；Q 在此模型中宽度为 K 的 {ratio:.0f} 倍，若也缓存要多 {q:.2f} KiB，却"
-        "无人读取。",
+        f"无人读取。按同一公式，{LARGE} 每 {CONTEXT:,} 个词元占 {room.each / 2**30:g} GiB；{CARD} 的 {USABLE:.0%} "
+        f"减去权重剩 {room.left / 1e9:.1f} GB，容得下 {room.sequences} 个这样的序列，更短则更多。",
     )

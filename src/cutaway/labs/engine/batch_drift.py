@@ -75,13 +75,13 @@ class Mates(NamedTuple):
         "Two identical requests at temperature 0 gave me different text; which parts of the stack can cause that?",
         "温度为 0 的两次相同请求得到了不同文本；是技术栈的哪些部分造成的？",
     ),
-    seconds={"quick": 5, "full": 90},
+    seconds={"quick": 5, "full": 240},
 )
 def batch_drift(
     run: Run,
     *,
     model: Annotated[str, Knob("the model that answers", "回答的模型")] = MODEL,
-    requests: Annotated[int, Knob("prompts", "提示数", quick=2, min=2, max=200)] = 16,
+    requests: Annotated[int, Knob("prompts", "提示数", quick=2, min=2, max=200)] = 50,
     length: Annotated[int, Knob("tokens of a prompt", "提示词元数", quick=6, min=2, max=256)] = 12,
     tokens: Annotated[int, Knob("tokens of a reply", "回答词元数", quick=2, min=2, max=256)] = 16,
     batch: Annotated[int, Knob("the largest batch, by doubling", "最大批，逐次翻倍", quick=2, min=2, max=16)] = 8,
