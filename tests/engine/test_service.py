@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from cutaway.engine.engine import Engine
+from cutaway.engine.drafter import PromptLookup
+from cutaway.engine.engine import Engine, Failed
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.service import Busy, Gate, Service, Stopped
 from cutaway.errors import CutawayError
@@ -122,16 +123,66 @@ def test_an_impossible_prompt_is_refused_before_it_takes_a_place(service):
     assert idle(service)
 
 
-def test_a_failed_step_is_told_to_all_and_survived(service, monkeypatch, caplog):
-    logits = service.engine.runner.model.logits
-    calls = iter(range(1000))
+def test_a_step_that_fails_once_costs_nobody_anything(service, monkeypatch):
+    requests, model, calls = [(ids(4, n), GREEDY) for n in range(3)], service.engine.runner.model, iter(range(1000))
+    alone = [run(Engine(decoder(), tokenizer()), [request])[0] for request in requests]
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda rows: 1 / 0 if next(calls) in (0, 5) else logits(rows))
 
-    def failing(hidden_RD):
+    async def three():
+        return await asyncio.gather(*(service.complete(*request) for request in requests))
+
+    assert [[e.choice.token for e in events] for events in asyncio.run(three())] == alone
+    assert idle(service)
+
+
+@pytest.mark.parametrize("where", ["run", "logits"])
+def test_who_cannot_be_computed_fails_alone(service, monkeypatch, caplog, where):
+    """It is told, the others say what they would have said, and pages are those of who is left."""
+    prompts, run_all, runner = [ids(40, n) for n in range(3)], service.engine.runner.run, service.engine.runner
+    alone = [run(Engine(decoder(), tokenizer()), [(prompt, GREEDY)])[0] for prompt in prompts]
+
+    def failing(spans, wanted):
+        guilty = [s.sequence.prompt == prompts[1] and len(s.sequence.reply) == 5 for s in spans]
+        if where == "run" and any(guilty):
+            raise MemoryError("as it were")
+        made = run_all(spans, wanted)
+        return [row._replace(total=float("nan")) if bad else row for row, bad in zip(made, guilty, strict=True)]
+
+    async def three():
+        replies = asyncio.gather(*(service.complete(prompt, GREEDY) for prompt in prompts), return_exceptions=True)
+        first, second, third = await replies
+        assert isinstance(second, Failed)
+        return [[event.choice.token for event in events] for events in (first, third)]
+
+    monkeypatch.setattr(runner, "run", failing)
+    assert asyncio.run(three()) == [alone[0], alone[2]]
+    assert "a sequence failed" in caplog.text
+    assert idle(service)
+    service.engine.scheduler.pages.check([])
+    assert not runner.memories
+    monkeypatch.setattr(runner, "run", run_all)
+    assert [e.choice.token for e in asyncio.run(service.complete(prompts[1], GREEDY))] == alone[1]
+
+
+def test_guessing_that_fails_costs_no_reply(monkeypatch, caplog):
+    service = Service(Engine(decoder(), tokenizer(), drafter=PromptLookup()))
+    monkeypatch.setattr(PromptLookup, "draft", lambda *_: 1 / 0)
+    events = asyncio.run(service.complete(ids(5), GREEDY))
+    service.close()
+    assert [e.choice.token for e in events] == run(Engine(decoder(), tokenizer()), [(ids(5), GREEDY)])[0]
+    assert "guessing failed" in caplog.text
+
+
+def test_a_failure_beside_all_sequences_is_told_to_all_and_survived(service, monkeypatch, caplog):
+    plan, calls = service.engine.scheduler.plan, iter(range(1000))
+
+    def failing(now):
         if next(calls) == 3:
             raise MemoryError("as it were")
-        return logits(hidden_RD)
+        return plan(now)
 
-    monkeypatch.setattr(service.engine.runner.model, "logits", failing)
+    monkeypatch.setattr(service.engine.scheduler, "plan", failing)
 
     async def three():
         return await asyncio.gather(*(service.complete(ids(4, n), LONG) for n in range(3)), return_exceptions=True)

@@ -7,6 +7,7 @@ Scheduler.plan ──► spans ──► Runner.run ──► logits of the rows
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -34,6 +35,8 @@ from cutaway.models.decoder import Decoder
 from cutaway.text.tokenizer import Tokenizer
 from cutaway.weights.checkpoint import Loaded
 
+log = logging.getLogger(__name__)
+
 LOOKED = 64  # rows of a step that are looked at beside those that something is drawn from
 
 
@@ -45,7 +48,12 @@ class TimedOut(CutawayError):
     """A sequence whose deadline passed before it ended."""
 
 
+class Failed(CutawayError):
+    """Computing a sequence failed, or drawing from what was computed."""
+
+
 Told = tuple[Sequence, Event | CutawayError]
+Noted = tuple[int, int, int, int, int]
 
 
 class Step(NamedTuple):
@@ -56,7 +64,7 @@ class Step(NamedTuple):
 
     ended: float
     seconds: tuple[float, float]
-    spans: tuple[tuple[int, int, int, int, int], ...]
+    spans: tuple[Noted, ...]
     waiting: int
     pages: tuple[int, int, int]
     replied: int = 0
@@ -81,7 +89,11 @@ class Engine:
     computed in chunks while others go on. running: sequences at a time. cache: bytes for keys and values; by
     default the runner's `room`. drafter: proposes tokens, so that a step may give several; they are those that would
     have come anyway.
+
+    tolerant: what fails is told to the sequence whose fault it is, instead of raised.
     """
+
+    tolerant = False
 
     def __init__(
         self, model: Decoder | Runner, tokenizer: Tokenizer, *, context: int | None = None, budget: int = 512,
@@ -161,17 +173,44 @@ class Engine:
             self._forget(sequence)
         if not spans:
             return told
-        rows, ran = [*zip(_looked(spans), _wanted(spans), strict=True)], time.monotonic()
-        logits = iter(self.runner.run(spans, [row for looked, some in rows for row in (*looked, *some)]))
-        ran, noted = time.monotonic() - ran, []
-        for span, (looked, some) in zip(spans, rows, strict=True):
-            span.sequence.look(islice(logits, len(looked)))
-            drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
-            told += (brought := self._advance(span, [*islice(logits, len(some))]))
-            noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
+        noted, self._ran = list[Noted](), 0.0
+        told += self._compute(spans, began, noted)
         self._draft([*dict.fromkeys(sequence for sequence, _ in told if not sequence.finish)])
-        self._note(began, ran, noted, sum(isinstance(event, Event) for _, event in told))
+        self._note(began, self._ran, noted, sum(isinstance(event, Event) for _, event in told))
         return told
+
+    def _compute(self, spans: Batch, began: float, noted: list[Noted]) -> list[Told]:
+        """Run spans and draw from them; if together they cannot be run, each by itself."""
+        rows, told, asked = [*zip(_looked(spans), _wanted(spans), strict=True)], list[Told](), time.monotonic()
+        try:
+            logits = iter(self.runner.run(spans, [row for looked, some in rows for row in (*looked, *some)]))
+        except Exception as error:
+            if not self.tolerant:
+                raise
+            if len(spans) == 1 or has_states(self.runner.spec):  # nobody knows how far states have gone on
+                return [each for span in spans for each in self._failed(span, error)]
+            return [each for span in spans for each in self._compute([span], began, noted)]
+        self._ran += time.monotonic() - asked
+        for span, (looked, some) in zip(spans, rows, strict=True):
+            drafts, span.sequence.began = len(span.sequence.drafts), span.sequence.began or began
+            seen, drawn = [*islice(logits, len(looked))], [*islice(logits, len(some))]
+            try:
+                span.sequence.look(seen)
+                brought = self._advance(span, drawn)
+            except Exception as error:
+                brought = self._failed(span, error)
+            told += brought
+            noted.append((span.sequence.rank[1], span.start, span.count, drafts, max(0, len(brought) - 1)))
+        return told
+
+    def _failed(self, span: Span[Sequence], error: Exception) -> list[Told]:
+        """The end of a sequence. Errors: this one, unless `tolerant`."""
+        if not self.tolerant:
+            raise error
+        log.error("a sequence failed", exc_info=error)
+        self.scheduler.fail(span.sequence)
+        self._forget(span.sequence)
+        return [(span.sequence, Failed("the server failed to answer this request; its log says why"))]
 
     def generate(self, prompt: list[int], params: SamplingParams, trace: int = 0) -> Iterator[Event]:
         """The events of one sequence, computed as they are asked for. Closing the iterator aborts it."""
@@ -220,8 +259,17 @@ class Engine:
             return
         for sequence in sequences:
             sequence.drafter, sequence.drafts = None, sequence.constraint.forced() if sequence.constraint else []
-        if self.drafter and sequences:
+        if not self.drafter or not sequences:
+            return
+        try:
             self.drafter.draft(sequences)
+        except Exception:
+            if not self.tolerant:
+                raise
+            log.exception("guessing failed")  # replies do not need it
+            for sequence in sequences:
+                sequence.drafts = []
+                self.drafter.forget(sequence)
 
     def _most(self, sequence: Sequence) -> int:
         """Who looks at all rows gets few at a time: each is a distribution over the vocabulary."""
@@ -232,7 +280,7 @@ class Engine:
         if self.drafter:
             self.drafter.forget(sequence)
 
-    def _note(self, began: float, ran: float, spans: list[tuple[int, int, int, int, int]], replied: int) -> None:
+    def _note(self, began: float, ran: float, spans: list[Noted], replied: int) -> None:
         pages, ended = self.scheduler.pages, time.monotonic()
         self.stats.steps += 1
         self.stats.replied += replied

@@ -88,6 +88,12 @@ class Scheduler(Generic[S]):
         if sequence not in self.spans:
             self._leave(sequence)
 
+    def fail(self, sequence: S) -> None:
+        """It could not be computed: it ends, and what it was to compute counts for nothing."""
+        self.spans.pop(sequence, None)
+        sequence.finish = "error"
+        self._leave(sequence)
+
     def plan(self, now: float = 0.0) -> list[Span[S]]:
         """The spans of a step, each with pages for all its tokens; together at most `budget` tokens.
 

@@ -75,7 +75,7 @@ class Service:
     """
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
-        self.engine = engine
+        self.engine, engine.tolerant = engine, True
         self.gate = Gate(engine.limit + max_waiting)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[Sequence, Listener] = {}

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cutaway.engine.engine import TooLong
+from cutaway.engine.engine import Failed, TooLong
 from cutaway.engine.service import Busy
 from cutaway.errors import CutawayError, NotFound
 
@@ -50,6 +50,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 # The first class that fits decides: status, code.
 STATUS: tuple[tuple[type[CutawayError], int, str | None], ...] = (
+    (Failed, 500, "internal_error"),
     (TooLong, 400, "context_length_exceeded"),
     (Busy, 429, "rate_limit_exceeded"),
     (NotFound, 404, "not_found"),

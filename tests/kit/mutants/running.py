@@ -21,7 +21,7 @@ MUTANTS = mutants(
     ("engine: logits of the token before", "replies llama",
         edit(STEP + "_wanted", "range(end - 1 - beyond, end)", "range(max(end - 2 - beyond, 0), max(end - 1, 1))")),
     ("engine: logits of another sequence", "replies llama",
-        edit(ENGINE + "step", "iter(self.runner.run", "reversed(self.runner.run")),
+        edit(ENGINE + "_compute", "iter(self.runner.run", "reversed(self.runner.run")),
     ("engine: a piece of the prompt is answered", "replies llama",
         edit(STEP + "_wanted", "if beyond >= 0 else []", "if beyond >= 0 else [end - 1]")),
     ("engine: reply written over the cache's end", "replies llama",

@@ -13,6 +13,12 @@ ENGINE = "cutaway.engine.engine:"
 MUTANTS = mutants(
     ("service: the first of a request hears for all", "service told", edit(SERVICE + "Service._tell", "(number, event)", "(0, event)")),
     ("service: a wake-up for each token", "service told", edit(SERVICE + "Service._tell", "mail.setdefault(loop, []).append((inbox, (number, event)))", "loop.call_soon_threadsafe(_deliver, [(inbox, (number, event))])")),
+    ("failing: all of a step for one", "service failing", edit(ENGINE + "Engine._compute", "len(spans) == 1 or has_states", "spans or has_states")),
+    ("failing: only the first is tried again", "service failing", edit(ENGINE + "Engine._compute", "for span in spans for each in self._compute", "for span in spans[:1] for each in self._compute")),
+    ("failing: one draw for all", "service failing", edit(ENGINE + "Engine._compute", "brought = self._failed(span, error)", "brought = [each for other in spans for each in self._failed(other, error)]")),
+    ("failing: it keeps its pages", "service failing", edit("cutaway.engine.scheduler:Scheduler.fail", "self._leave(sequence)", "self.running.pop(sequence)")),
+    ("failing: its memory is kept", "service failing", edit(ENGINE + "Engine._failed", "self._forget(span.sequence)", "pass")),
+    ("failing: it is tried for ever", "service failing", edit("cutaway.engine.scheduler:Scheduler.fail", "self._leave(sequence)", "sequence.finish = None")),
     ("prompt: what was thought of the token before", "prompts llama", edit("cutaway.engine.sequence:Sequence.look", "len(self.seen) + 1", "len(self.seen)")),
     ("prompt: rows of the span's beginning, wherever it is", "prompts llama", edit(ENGINE + "_looked", "range(end - (start + count) + first, end - (start + count) + last)", "range(end - max(0, last - first), end)")),
     ("prompt: what is found in pages is not told", "prompts llama", edit(ENGINE + "Engine.prepare", "os.urandom(16) if looks else salt", "salt")),

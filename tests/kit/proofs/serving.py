@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from cutaway.engine.engine import LOOKED, Engine
+from cutaway.engine.engine import LOOKED, Engine, Failed
 from cutaway.engine.params import SamplingParams
+from cutaway.engine.runner import Batch
+from cutaway.engine.sampler import Logits
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.service import Request, Service
 from cutaway.models.decoder import Decoder
@@ -55,6 +58,28 @@ def told() -> None:
         service.close()
     assert replies == [alone(*request) for request in REQUESTS]
     assert wakes <= service.engine.stats.steps
+
+
+def failing() -> None:
+    """One of four sequences cannot be computed, one has no finite scores; the others say what they say alone."""
+    engine = Engine(decoder(), tokenizer())
+    run, engine.tolerant = engine.runner.run, True
+    sequences = [engine.add(*request) for request in REQUESTS]
+
+    def broken(spans: Batch, wanted: list[int]) -> list[Logits]:
+        if any(s.sequence is sequences[1] and len(s.sequence.reply) == 3 for s in spans):
+            raise MemoryError
+        bad = [s.sequence is sequences[2] and len(s.sequence.reply) == 5 for s in spans]
+        return [r._replace(total=math.inf) if b else r for b, r in zip(bad, run(spans, wanted), strict=True)]
+
+    engine.runner.run = broken  # type: ignore[method-assign]
+    errors = [who for _ in range(20) for who, event in engine.step() if isinstance(event, Failed)]
+    assert sorted(map(sequences.index, errors)) == [1, 2]
+    assert [s.finish for s in sequences] == ["length", "error", "error", "length"]
+    assert [s.reply for s in sequences[::3]] == [alone(*request) for request in REQUESTS[::3]]
+    assert not engine.busy
+    assert not engine.runner.memories
+    engine.scheduler.pages.check([])
 
 
 def prompts(name: str) -> None:
@@ -123,6 +148,7 @@ def echoed() -> None:
 
 PROOFS: dict[str, Callable[[], object]] = {
     "service told": told,
+    "service failing": failing,
     "prompts few": few,
     "prompts echoed": echoed,
     **{f"prompts {name}": partial(prompts, name) for name in ("llama", "gemma3")},
