@@ -15,11 +15,12 @@ from cutaway.engine.runner import Batch
 from cutaway.engine.sampler import Logits
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.service import Request, Service
+from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.serve.completions import completion_format
 from cutaway.serve.schemas import CompletionRequest
 from engine.test_engine import whole
-from engine.tiny import decoder, tokenizer
+from engine.tiny import VOCAB, decoder, tokenizer
 from kit import twins
 from kit.precision import all_float64
 
@@ -80,6 +81,19 @@ def failing() -> None:
     assert not engine.busy
     assert not engine.runner.memories
     engine.scheduler.pages.check([])
+
+
+def refuses() -> None:
+    """Ids beyond the vocabulary, before anything is computed."""
+    engine = Engine(decoder(), tokenizer())
+    for name, ids in (("logit_bias", {VOCAB: 1.0}), ("stop_token_ids", (VOCAB,)), ("stop_token_ids", (0, -1))):
+        told = ""
+        try:
+            engine.prepare([1], SamplingParams(**{name: ids}))  # type: ignore[arg-type]
+        except CutawayError as error:
+            told = error.where
+        assert told == name
+    engine.prepare([1], SamplingParams(logit_bias={VOCAB - 1: 1.0}, stop_token_ids=(0, VOCAB - 1)))
 
 
 def prompts(name: str) -> None:
@@ -149,6 +163,7 @@ def echoed() -> None:
 PROOFS: dict[str, Callable[[], object]] = {
     "service told": told,
     "service failing": failing,
+    "service refuses": refuses,
     "prompts few": few,
     "prompts echoed": echoed,
     **{f"prompts {name}": partial(prompts, name) for name in ("llama", "gemma3")},
