@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from cutaway.engine.engine import LOOKED, Engine, Failed
+from cutaway.engine.engine import LOOKED, Engine, Failed, Step
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch
 from cutaway.engine.sampler import Logits
@@ -96,6 +96,20 @@ def refuses() -> None:
     engine.prepare([1], SamplingParams(logit_bias={VOCAB - 1: 1.0}, stop_token_ids=(0, VOCAB - 1)))
 
 
+def waits() -> None:
+    """As long as the tokens that are to come would take at the pace of the steps that are known."""
+    service = Service(Engine(decoder(), tokenizer(), running=2))
+    engine, found = service.engine, [service.wait()]
+    engine.steps.extend(Step(9.0 * n, (0.2, 0.25), ((1, 0, 3, 0, 0), (2, 5, 2, 0, 0)), 0, (0, 0, 0)) for n in range(8))
+    for number, new in ((2, 50), (2, 40), (30, 200)):  # in the first step two begin to run
+        for _ in range(number):
+            engine.add([5] * 10, SamplingParams(max_tokens=new))
+        found.append(service.wait())
+        engine.scheduler.plan()
+    service.close()
+    assert found == [1, 2 * 60 // 20, 2 * 50 // 20, 60]  # 20 tokens a second
+
+
 def prompts(name: str) -> None:
     """What the model thinks of each token of a prompt, in pieces, beside others and after the same prompt was read."""
     twin = twins.twin(name)
@@ -163,6 +177,7 @@ def echoed() -> None:
 PROOFS: dict[str, Callable[[], object]] = {
     "service told": told,
     "service failing": failing,
+    "service waits": waits,
     "service refuses": refuses,
     "prompts few": few,
     "prompts echoed": echoed,
