@@ -12,12 +12,13 @@ import torch
 from cutaway.engine.engine import LOOKED, Engine, Failed, Step
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch
-from cutaway.engine.sampler import Logits
+from cutaway.engine.sampler import Choice, Logits
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.service import Request, Service
 from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.serve.completions import completion_format
+from cutaway.serve.generation import best_of
 from cutaway.serve.schemas import CompletionRequest
 from engine.test_engine import whole
 from engine.tiny import VOCAB, decoder, tokenizer
@@ -94,6 +95,15 @@ def refuses() -> None:
             told = error.where
         assert told == name
     engine.prepare([1], SamplingParams(logit_bias={VOCAB - 1: 1.0}, stop_token_ids=(0, VOCAB - 1)))
+
+
+def best() -> None:
+    """Of each prompt's three replies the two most probable per token, best first; where all are wanted, in order."""
+    logprobs = [[-1.0, -1.0], [-1.5], [-0.9, -0.9, -0.9], [-0.1], [-3.0, -0.2, -0.2], [-0.5, -0.5]]
+    replies = [[Event(Choice(0, logprob), "", None) for logprob in some] for some in logprobs]
+    assert [number for number, _ in best_of(replies, 3, 2)] == [2, 0, 3, 5]
+    assert [number for number, _ in best_of(replies, 3, 3)] == [*range(6)]
+    assert all(events is replies[number] for number, events in best_of(replies, 3, 1))
 
 
 def waits() -> None:
@@ -177,6 +187,7 @@ def echoed() -> None:
 PROOFS: dict[str, Callable[[], object]] = {
     "service told": told,
     "service failing": failing,
+    "service best": best,
     "service waits": waits,
     "service refuses": refuses,
     "prompts few": few,
