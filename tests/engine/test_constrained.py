@@ -15,7 +15,7 @@ from cutaway.engine.labels import score
 from cutaway.engine.params import SamplingParams
 from cutaway.labs.statistics import chi_square
 from engine.test_engine import ids, whole
-from engine.tiny import decoder, tokenizer
+from engine.tiny import VOCAB, decoder, tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -92,7 +92,7 @@ def test_forced_tokens_are_drafts_that_change_nothing(constraint, pattern, tempe
 def test_a_setting_that_does_not_suit_the_model_ends_its_own_reply_only():
     engine = Engine(decoder(), tokenizer())
     other = engine.add(ids(4), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
-    one = engine.add(ids(3), SamplingParams(logit_bias={10**6: 5.0}))
+    one = engine.add(ids(3), SamplingParams(min_tokens=9, stop_token_ids=tuple(range(VOCAB))))
     least = engine.add(ids(3), SamplingParams(min_tokens=90, max_tokens=99, constraint=ConstraintSpec.choices(["ab"])))
     while engine.busy:
         engine.step()

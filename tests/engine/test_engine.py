@@ -194,6 +194,17 @@ def test_an_impossible_prompt_is_refused_at_once(prompt):
     assert not engine.busy
 
 
+@pytest.mark.parametrize(
+    "settings", [{"logit_bias": {VOCAB: 1.0}}, {"stop_token_ids": (3, VOCAB)}, {"stop_token_ids": (-1,)}]
+)
+def test_ids_beyond_the_vocabulary_are_refused_at_once(settings):
+    engine = Engine(decoder(), tokenizer())
+    with pytest.raises(CutawayError, match=f"id {[*next(iter(settings.values()))][-1]}, .* {VOCAB} ids") as caught:
+        engine.add(ids(3), SamplingParams(**settings))
+    assert caught.value.where == next(iter(settings))
+    assert not engine.busy
+
+
 def encoder_decoder() -> EncoderDecoder:
     """A tiny T5, every tensor drawn anew."""
     config = {"vocab_size": VOCAB, "d_model": 24, "d_kv": 6, "d_ff": 31, "num_layers": 2, "num_heads": 3}

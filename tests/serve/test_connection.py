@@ -85,7 +85,7 @@ def test_a_crowd_is_refused_with_429_and_then_served(http, slow):
             with pytest.raises(openai.RateLimitError) as caught:
                 client.chat.completions.create(**asked | {"n": 1, "stream": streaming})
             assert caught.value.code == "rate_limit_exceeded"
-            assert caught.value.response.headers["retry-after"] == "1"
+            assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
     assert at_rest(slow)
     assert client.chat.completions.create(**asked | {"n": 1, "stream": False, "max_tokens": 1}).choices
 

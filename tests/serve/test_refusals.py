@@ -158,6 +158,8 @@ WRONG = [
     ("text", {"best_of": 17}, "best_of", 400, "invalid_value"),
     ("text", {"max_tokens": 0}, "max_tokens", 400, "invalid_value"),
     ("text", {"max_tokens": -1, "echo": True}, "max_tokens", 400, "invalid_value"),
+    ("text", {"stop_token_ids": [1, VOCAB]}, "stop_token_ids", 400, "invalid_value"),
+    ("text", {"logit_bias": {str(VOCAB): 1}, "stream": True}, "logit_bias", 400, "invalid_value"),
     ("text", {"suffix": "x"}, "suffix", 400, "unsupported_parameter"),
     ("text", {"logprobs": 21}, "logprobs", 400, "invalid_value"),
     ("text", {"logprobs": True}, "logprobs", 400, "invalid_type"),

@@ -124,7 +124,9 @@ class Engine:
         return sequence
 
     def prepare(self, prompt: list[int], params: SamplingParams, trace: int = 0, kept: Iterable[int] = ()) -> Sequence:
-        """A sequence that is not queued yet; any thread may ask for it. Errors: see `check`; an unknown adapter.
+        """A sequence that is not queued yet; any thread may ask for it.
+
+        Errors: see `check`; an unknown adapter; ids of `params` beyond the vocabulary.
 
         An encoder-decoder reads the prompt with its encoder, and begins its reply after its start token.
         kept: tokens that the reply begins with; they count as its own, in max_tokens too.
@@ -134,6 +136,8 @@ class Engine:
             self.check(prompt)
             source, prompt = prompt, [spec.start]
         self.check(prompt + reply)
+        self._known(params.logit_bias, "logit_bias")
+        self._known(params.stop_token_ids, "stop_token_ids")
         limit = min(self.context, len(prompt) + params.max_tokens)
         adapter = self.adapters.find(params.adapter)
         looks = params.prompt_logprobs is not None
@@ -154,8 +158,13 @@ class Engine:
             raise TooLong(
                 f"has {len(prompt)} tokens, the context holds {self.context} with the reply", "prompt", "shorten it"
             )
-        if max(prompt) >= self.runner.spec.vocab or min(prompt) < 0:
-            raise CutawayError(f"has token ids outside 0 ... {self.runner.spec.vocab - 1}", "prompt")
+        self._known(prompt, "prompt")
+
+    def _known(self, ids: Iterable[int], where: str) -> None:
+        """Errors: one is beyond the vocabulary."""
+        vocab = self.runner.spec.vocab
+        if (unknown := next((token for token in ids if not 0 <= token < vocab), None)) is not None:
+            raise CutawayError(f"has token id {unknown}, the vocabulary's {vocab} ids end at {vocab - 1}", where)
 
     def abort(self, sequence: Sequence) -> None:
         """Forget a sequence; its memory is free after the current step."""

@@ -180,14 +180,9 @@ def _bands(scores_V: Tensor, params: SamplingParams) -> tuple[Band, ...]:
 
 
 def penalize(scores_V: Tensor, params: SamplingParams, prompt: Iterable[int], reply: Iterable[int]) -> Tensor:
-    """Scores after bias and penalties; repetition divides a positive score and multiplies a negative one.
-
-    Errors: the bias of a token that does not exist.
-    """
+    """Scores after bias and penalties; repetition divides a positive score and multiplies a negative one."""
     scores_V = torch.from_numpy(scores_V.numpy().copy())
     if params.logit_bias:
-        if (highest := max(params.logit_bias)) >= len(scores_V):
-            raise CutawayError(f"there is no token {highest}", "logit_bias", f"ids end at {len(scores_V) - 1}")
         scores_V[[*params.logit_bias]] += torch.tensor([*params.logit_bias.values()])
     if params.repetition_penalty != 1:
         seen = torch.tensor([*{*prompt, *reply}])

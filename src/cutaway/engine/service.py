@@ -25,11 +25,15 @@ Request = tuple[list[int], SamplingParams]
 Item = tuple[int, Event | Exception]
 T = TypeVar("T")
 
+LEAST_WAIT, MOST_WAIT = 1, 60  # seconds
+
 log = logging.getLogger(__name__)
 
 
 class Busy(CutawayError):
-    """More sequences wait than are accepted."""
+    """More sequences wait than are accepted. seconds: after which it may be worth to try again."""
+
+    seconds = 1
 
 
 class Stopped(RuntimeError):
@@ -45,10 +49,13 @@ class Listener(NamedTuple):
 
 
 class Gate:
-    """Lets at most `room` in at a time and refuses, rather than queues, the others. Threads may share it."""
+    """Lets at most `room` in at a time and refuses, rather than queues, the others. Threads may share it.
 
-    def __init__(self, room: int) -> None:
-        self.room, self.inside = room, 0
+    wait: how many seconds who is refused should wait.
+    """
+
+    def __init__(self, room: int, wait: Callable[[], int] = lambda: Busy.seconds) -> None:
+        self.room, self.inside, self.wait = room, 0, wait
         self._lock = threading.Lock()
 
     @contextmanager
@@ -56,9 +63,10 @@ class Gate:
         """Hold `count` places. Errors: `Busy`."""
         with self._lock:
             if self.inside + count > self.room:
-                raise Busy(
-                    f"{self.inside} of {self.room} places are taken, {count} more are wanted", hint="try again later"
-                )
+                taken = f"{self.inside} of {self.room} places are taken, {count} more are wanted"
+                busy = Busy(taken, hint="try again later")
+                busy.seconds = self.wait()
+                raise busy
             self.inside += count
         try:
             yield
@@ -76,7 +84,7 @@ class Service:
 
     def __init__(self, engine: Engine, max_waiting: int = 64) -> None:
         self.engine, engine.tolerant = engine, True
-        self.gate = Gate(engine.limit + max_waiting)
+        self.gate = Gate(engine.limit + max_waiting, self.wait)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._listeners: dict[Sequence, Listener] = {}
         self.watchers: list[Callable[[Step], None]] = []
@@ -147,6 +155,17 @@ class Service:
 
         self._command(put)
         return await answer
+
+    def wait(self) -> int:
+        """Seconds that those who wait (where nobody may: who runs) take at the pace of the latest steps: 1 ... 60.
+
+        They may use all the tokens that they have asked for. Any thread may ask.
+        """
+        scheduler, steps = self.engine.scheduler, [*self.engine.steps]
+        tokens = sum(count for step in steps for _, _, count, _, _ in step.spans)
+        left = sum(s.limit - s.computed for s in [*scheduler.waiting] or [*scheduler.running])
+        seconds = left * sum(step.seconds[1] for step in steps) / max(1, tokens)
+        return round(min(max(LEAST_WAIT, seconds), MOST_WAIT))
 
     def close(self) -> None:
         """Finish the current step and end the thread; whoever still listens hears `Stopped`."""

@@ -90,7 +90,7 @@ def as_api_error(error: Exception) -> ApiError:
         return _of_validation(error)
     if isinstance(error, CutawayError):
         status, code = next((status, code) for kind, status, code in STATUS if isinstance(error, kind))
-        headers = {"Retry-After": "1"} if status == 429 else None
+        headers = {"Retry-After": str(error.seconds)} if isinstance(error, Busy) else None
         return ApiError(status, str(error), param=error.where or None, code=code, headers=headers)
     if isinstance(error, HTTPException):
         message, code = PLAIN.get(str(error.detail), (str(error.detail), None))

@@ -220,10 +220,6 @@ def begin(
         )
     if body.min_tokens > served.context:
         raise ApiError(400, "min_tokens: exceeds the context", param="min_tokens", code="invalid_value")
-    vocab = served.loaded.spec.vocab
-    for name, ids in (("logit_bias", map(int, body.logit_bias)), ("stop_token_ids", body.stop_token_ids)):
-        if any(token >= vocab for token in ids):
-            raise ApiError(400, f"{name}: has token ids outside 0 ... {vocab - 1}", param=name, code="invalid_value")
     seed = secrets.randbits(63) if body.seed is None else body.seed
     others: Json = {"top_logprobs": top_logprobs, "constraint": constraint, "prediction": prediction}
     others |= {"adapter": served.adapter, "tenant": request.state.tenant, "timeout": request.app.state.timeout}

@@ -9,17 +9,19 @@ from functools import partial
 
 import torch
 
-from cutaway.engine.engine import LOOKED, Engine, Failed
+from cutaway.engine.engine import LOOKED, Engine, Failed, Step
 from cutaway.engine.params import SamplingParams
 from cutaway.engine.runner import Batch
-from cutaway.engine.sampler import Logits
+from cutaway.engine.sampler import Choice, Logits
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.engine.service import Request, Service
+from cutaway.errors import CutawayError
 from cutaway.models.decoder import Decoder
 from cutaway.serve.completions import completion_format
+from cutaway.serve.generation import best_of
 from cutaway.serve.schemas import CompletionRequest
 from engine.test_engine import whole
-from engine.tiny import decoder, tokenizer
+from engine.tiny import VOCAB, decoder, tokenizer
 from kit import twins
 from kit.precision import all_float64
 
@@ -83,6 +85,42 @@ def failing() -> None:
     assert not engine.busy
     assert not engine.runner.memories
     engine.scheduler.pages.check([])
+
+
+def refuses() -> None:
+    """Ids beyond the vocabulary, before anything is computed."""
+    engine = Engine(decoder(), tokenizer())
+    for name, ids in (("logit_bias", {VOCAB: 1.0}), ("stop_token_ids", (VOCAB,)), ("stop_token_ids", (0, -1))):
+        told = ""
+        try:
+            engine.prepare([1], SamplingParams(**{name: ids}))  # type: ignore[arg-type]
+        except CutawayError as error:
+            told = error.where
+        assert told == name
+    engine.prepare([1], SamplingParams(logit_bias={VOCAB - 1: 1.0}, stop_token_ids=(0, VOCAB - 1)))
+
+
+def best() -> None:
+    """Of each prompt's three replies the two most probable per token, best first; where all are wanted, in order."""
+    logprobs = [[-1.0, -1.0], [-1.5], [-0.9, -0.9, -0.9], [-0.1], [-3.0, -0.2, -0.2], [-0.5, -0.5]]
+    replies = [[Event(Choice(0, logprob), "", None) for logprob in some] for some in logprobs]
+    assert [number for number, _ in best_of(replies, 3, 2)] == [2, 0, 3, 5]
+    assert [number for number, _ in best_of(replies, 3, 3)] == [*range(6)]
+    assert all(events is replies[number] for number, events in best_of(replies, 3, 1))
+
+
+def waits() -> None:
+    """As long as the tokens that are to come would take at the pace of the steps that are known."""
+    service = Service(Engine(decoder(), tokenizer(), running=2))
+    engine, found = service.engine, [service.wait()]
+    engine.steps.extend(Step(9.0 * n, (0.2, 0.25), ((1, 0, 3, 0, 0), (2, 5, 2, 0, 0)), 0, (0, 0, 0)) for n in range(8))
+    for number, new in ((2, 50), (2, 40), (30, 200)):  # in the first step two begin to run
+        for _ in range(number):
+            engine.add([5] * 10, SamplingParams(max_tokens=new))
+        found.append(service.wait())
+        engine.scheduler.plan()
+    service.close()
+    assert found == [1, 2 * 60 // 20, 2 * 50 // 20, 60]  # 20 tokens a second
 
 
 def prompts(name: str) -> None:
@@ -152,6 +190,9 @@ def echoed() -> None:
 PROOFS: dict[str, Callable[[], object]] = {
     "service told": told,
     "service failing": failing,
+    "service best": best,
+    "service waits": waits,
+    "service refuses": refuses,
     "prompts few": few,
     "prompts echoed": echoed,
     **{f"prompts {name}": partial(prompts, name) for name in ("llama", "gemma3")},
