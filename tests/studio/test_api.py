@@ -311,7 +311,6 @@ def toy(
 def bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy alone."""
     monkeypatch.setattr(catalogue, "LABS", {"toy": toy})
-    monkeypatch.setattr("cutaway.studio.labs.LABS", {"toy": toy})
     monkeypatch.setattr("cutaway.labs.lab.PACKAGE", Path(__file__).parent)
     go_on.clear()
 

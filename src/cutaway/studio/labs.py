@@ -5,10 +5,12 @@ A lab runs in a thread of its own, one at a time: two would disturb each other's
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import ModuleType
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -16,7 +18,6 @@ from pydantic import Field
 from starlette.responses import Response
 
 from cutaway.errors import CutawayError, NotFound
-from cutaway.labs.catalogue import LABS, find
 from cutaway.labs.evidence import latest, store
 from cutaway.labs.lab import Lab
 from cutaway.serve.connection import EventStream
@@ -67,16 +68,23 @@ class Laboratory:
                 yield item
 
 
+def catalogue() -> ModuleType:
+    """The labs, imported when somebody wants to see them: they take most of a second and 90 MB."""
+    from cutaway.labs import catalogue
+
+    return catalogue
+
+
 @router.get("/labs")
 def labs() -> Json:
     """Every lab with its latest evidence, if it was ever run."""
-    return {"labs": [lab.describe() | {"latest": _latest(lab)} for lab in LABS.values()]}
+    return {"labs": [lab.describe() | {"latest": _latest(lab)} for lab in catalogue().LABS.values()]}
 
 
 @router.post("/labs/{name}/run")
 async def run(name: str, body: RunRequest, request: Request) -> Response:
     """A stream of progress, evidence, done. Errors: no such lab or knob, a value out of range, 409."""
-    lab = find(name)
+    lab: Lab = (await asyncio.to_thread(catalogue)).find(name)
     check_model(lab.values(body.knobs, body.profile).get("model"))
     laboratory: Laboratory = request.app.state.laboratory
     return EventStream(typed(laboratory.run(lab, body)))
