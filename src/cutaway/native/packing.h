@@ -146,7 +146,7 @@ extern "C" int cutaway_pack(int format, const uint8_t* const* rows, int64_t n, i
   int64_t panels = (n + LANES - 1) / LANES;
   in_large_pages(blocks, panels * groups * block);
   bool fine = true;
-#pragma omp parallel for num_threads(threads) reduction(&& : fine)
+#pragma omp parallel for num_threads(threads) reduction(&& : fine) schedule(dynamic, 4)
   for (int64_t p = 0; p < panels; p++)
     fine = pack(rows + p * LANES, (int)std::min<int64_t>(LANES, n - p * LANES), groups, blocks + p * groups * block) && fine;
   return fine ? 0 : 1;
