@@ -117,3 +117,18 @@ def test_choices_are_drawn_with_the_probabilities_of_a_walk(seed):
     )
     assert chi_square(counts_L, found.walked) > 1e-3
     assert chi_square(counts_L, found.walked.flip(0)) < 1e-9
+
+
+@pytest.mark.parametrize("cost", [0.5, 1.5])
+def test_what_is_certain_waits_where_a_further_token_costs_more_than_its_turn(cost, monkeypatch):
+    """Among others; the replies are the same."""
+    monkeypatch.setattr("cutaway.engine.drafter.Pass.checking", lambda *_: cost)
+    engine = Engine(decoder(), tokenizer())
+    params = SamplingParams(temperature=1, max_tokens=60, constraint=ConstraintSpec.regex("the (red|green) apples?"))
+    both = [engine.add(ids(5), replace(params, seed=seed)) for seed in range(2)]
+    while not any(one.finish for one in both):
+        engine.step()
+    assert (engine.stats.drafted.total() > 0) == (cost < 1)
+    while engine.busy:
+        engine.step()
+    assert [one.text for one in both] == [said(params.constraint, seed, 1)[0] for seed in range(2)]

@@ -208,3 +208,12 @@ def test_bytes_of_few_bits() -> None:
     assert kv_quantization.Way(2, CHANNEL, TOKEN, 100).text_bytes(64, 1000) == 100 * 128 + 900 * 24
     with pytest.raises(CutawayError, match="8 and 2 among them"):
         kv_quantization.sizes("8,4")
+
+
+def test_a_prompt_in_pieces_is_overheard_at_its_end():
+    """Pieces before the last have no logits to look at."""
+    engine = Engine(decoder(), tokenizer(), budget=4)
+    engine.runner = heard = Overheard(engine.runner)
+    engine.add([*range(1, 11)], greedy(1))
+    assert finish(engine) == 3
+    assert heard.values_RV.shape == (1, engine.runner.spec.vocab)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from cutaway.engine.constraints.constraint import allowed
+from cutaway.engine.constraints.constraint import Constraint, allowed
 from cutaway.engine.constraints.spec import ConstraintSpec
 from cutaway.engine.engine import Engine
 from cutaway.engine.params import SamplingParams
@@ -42,11 +42,15 @@ SCHEMA = {
 }
 ASKED = 'Describe a person as JSON: {"name": "Ada", "age": 36, "tags": ["old"]}\nAnother:'
 LENGTH = 200  # white space is free, and random weights make use of it
+DEAREST = 0.2  # what masks may take of the rest of a step
 ENOUGH = 50  # tokens for a reply that is valid without a mask
 
 
 class Spoken(NamedTuple):
-    """valid: replies that the schema allows, of so many. tokens, steps: of all. seconds: per step, median."""
+    """valid: replies that the schema allows, of so many. tokens, steps: of all. seconds: per step, median.
+
+    share: processor time of the constraints, as a share of all else that the same steps took.
+    """
 
     who: str
     masked: bool
@@ -55,6 +59,28 @@ class Spoken(NamedTuple):
     tokens: int
     steps: int
     seconds: float
+    share: float
+
+
+class Clocked:
+    """A constraint that notes how long it was at work. spent: seconds of the processor, of all that share the list."""
+
+    def __init__(self, constraint: Constraint, spent: list[float]) -> None:
+        self._constraint, self._spent = constraint, spent
+
+    def __getattr__(self, name: str) -> Any:
+        found = self._timed(getattr)(self._constraint, name)
+        return self._timed(found) if callable(found) else found
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*args)
+            finally:
+                self._spent.append(time.thread_time() - began)
+
+        return timed
 
 
 @lab(
@@ -73,8 +99,15 @@ def valid_json(
     replies: Annotated[int, Knob("replies of each model", "每个模型的回答数", quick=8, min=1, max=5000)] = 500,
     temperature: Annotated[float, Knob("temperature", "温度", min=0.1, max=10)] = 2.0,
     places: Annotated[
-        int, Knob("places at which every token is tried", "逐一试验所有词元的位置数", quick=2, min=1, max=500)
-    ] = 40,
+        int,
+        Knob(
+            "steps of random replies at which every token is tried",
+            "逐一试验所有词元的步数（随机回答）",
+            quick=2,
+            min=1,
+            max=500,
+        ),
+    ] = 200,
 ) -> Finding:
     voice = speaker(model)
     random = Engine(
@@ -90,7 +123,7 @@ def valid_json(
     ]
     differ, tried = compared(voice.tokenizer, places, run)
     return Finding(
-        table=table(COLUMNS, [[*row[:-1], 1e3 * row.seconds] for row in found]),
+        table=table(COLUMNS, [[*row[:-2], 1e3 * row.seconds, row.share if row.masked else None] for row in found]),
         plot=None,
         verdict=_verdict(found, temperature),
         checks=_checks(found, differ, tried),
@@ -101,16 +134,19 @@ def speak(who: str, voice: Speaker, replies: int, params: SamplingParams) -> Spo
     """Replies to the same prompt, side by side."""
     engine, prompt = voice.engine, voice.tokenizer.encode(ASKED)
     sequences = [engine.add(prompt, replace(params, seed=params.seed + i)) for i in range(replies)]
-    seconds = []
+    spent, seconds, whole = list[float](), list[float](), time.thread_time()
+    for sequence in sequences:
+        if sequence.constraint:
+            sequence.constraint = cast(Constraint, Clocked(sequence.constraint, spent))
     while engine.busy:
         began = time.perf_counter()
         engine.step()
         seconds.append(time.perf_counter() - began)
+    whole = time.thread_time() - whole
     valid = sum(obeys(s.text) for s in sequences)
     masked = params.constraint is not None
-    return Spoken(
-        who, masked, valid, replies, sum(len(s.reply) for s in sequences), len(seconds), statistics.median(seconds)
-    )
+    tokens, share = sum(len(s.reply) for s in sequences), sum(spent) / (whole - sum(spent))
+    return Spoken(who, masked, valid, replies, tokens, len(seconds), statistics.median(seconds), share)
 
 
 def obeys(text: str) -> bool:
@@ -165,6 +201,7 @@ def walked(constraint: Any, allowed_V: Tensor, tokenizer: Tokenizer, generator: 
 
 COLUMNS = {
     "who": "", "masked": "", "valid": "replies", "of": "replies", "said": "tokens", "in": "steps", "step": "ms",
+    "constraints": "of the rest",
 }  # fmt: skip
 
 
@@ -191,6 +228,11 @@ def _checks(found: list[Spoken], differ: int, tried: int) -> list[Check]:
             all(row.steps < row.tokens for row in masked),
             "what the schema leaves no choice about takes no step of its own",
             "模式已无选择余地的部分不需要单独的一步",
+        ),
+        check(
+            masked[1].share < DEAREST,
+            f"constraints take {masked[1].share:.1%} of what the model's steps take without them, on one processor",
+            f"约束所占处理器时间为模型各步其余部分的 {masked[1].share:.1%}",
         ),
     ]
 

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
+from cutaway.budget.chips import clock as now
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.sequence import Event, Sequence
 from cutaway.labs.engine.replay import greedy, prompts, stored
@@ -174,7 +175,10 @@ def serve(served_by: Engine, trace: list[Request], way: Way) -> Served:
 
 def step(served_by: Engine, made: Served, mine: dict[Sequence, int], clock: float, waiting: int) -> float:
     """One step, and what is noted of it; the clock after it."""
-    for sequence, event in served_by.step():
+    began = now()
+    told = served_by.step()
+    made.seconds.append(made.seconds[-1] + now() - began)
+    for sequence, event in told:
         assert isinstance(event, Event)
         made.told[mine[sequence]].append(len(made.clock))
         made.replies[mine[sequence]].append(event.choice.token)
@@ -183,7 +187,6 @@ def step(served_by: Engine, made: Served, mine: dict[Sequence, int], clock: floa
     made.idle, made.starving = made.idle + free, made.starving + min(free, waiting + done.waiting)
     clock += FIXED + sum(count for _, _, count, _, _ in done.spans)
     made.clock.append(clock)
-    made.seconds.append(made.seconds[-1] + done.seconds[1])
     return clock
 
 

@@ -8,7 +8,6 @@ arXiv:2312.07104). A page is found only if all before it is the same: a clock at
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cutaway.budget.chips import clock
 from cutaway.engine.engine import Engine, engine_of
 from cutaway.engine.pages import Chain, Pages
 from cutaway.engine.runner import Modules, Native, Runner
@@ -134,10 +134,10 @@ def measure(answering: Engine, heard: Overheard, spoken: list[int], chat: Chat, 
 
 def first_token(answering: Engine, heard: Overheard, prompt: list[int], tenant: str) -> tuple[float, int, Tensor]:
     """Seconds until the first token of a reply, how many of the prompt's tokens were found, and its logits_1V."""
-    began = time.perf_counter()
+    began = clock()
     sequence = answering.add(prompt, greedy(1, tenant))
     finish(answering)
-    return time.perf_counter() - began, sequence.cached, heard.values_RV
+    return clock() - began, sequence.cached, heard.values_RV
 
 
 def stores(runner: Runner) -> list[Tensor]:

@@ -56,7 +56,8 @@ class Overheard:
     def run(self, spans: Batch, wanted: list[int]) -> list[Logits]:
         """See `Runner`."""
         logits = self.runner.run(spans, wanted)
-        self.values_RV = torch.stack([row.values_V for row in logits])
+        if logits:  # a piece of a long prompt has none
+            self.values_RV = torch.stack([row.values_V for row in logits])
         return logits
 
 
