@@ -299,6 +299,8 @@ template <class Run> static inline void with_form(const Matrix& w, Run run) {
   }
 }
 
+template <int M> using Size = std::integral_constant<int, M>;
+
 // `finish(row, sums)` for every row from `row` up to `end`; a unit is `panels` panels that are finished together.
 template <class Finish> static void multiply(const Matrix& w, const Rows& in, int64_t unit, int panels, int64_t row, int64_t end, Finish finish) {
   F sums[4 * MOST];
@@ -322,10 +324,8 @@ template <class Finish> static void multiply(const Matrix& w, const Rows& in, in
       with_form(w, [&](auto form) { panel_of_tiles<decltype(form)>(w, block, in, row, count, sums); });
     });
   }
-  while (row + 8 <= end) few(std::integral_constant<int, 8>());
-  if (row + 4 <= end) few(std::integral_constant<int, 4>());
-  if (row + 2 <= end) few(std::integral_constant<int, 2>());
-  if (row < end) few(std::integral_constant<int, 1>());
+  auto those = [&](auto... sizes) { (void)((row + sizes <= end && (few(sizes), true)) || ...); };
+  while (row < end) those(Size<8>(), Size<7>(), Size<6>(), Size<5>(), Size<4>(), Size<3>(), Size<2>(), Size<1>());
 }
 
 // ---- adapters ------------------------------------------------------------------------------------------------
