@@ -23,6 +23,7 @@ constexpr int CHUNK = 512;  // keys whose attention is summed up before it is me
 constexpr int PIECE = 8192; // logits whose sum is one item
 constexpr int TILE = 8;     // rows that share a panel of weights while it is in registers
 constexpr int MOST = TILES ? 64 : TILE;  // rows whose sums are kept until they are finished
+constexpr int AHEAD = 8;    // groups between the one that is multiplied and the one that memory is asked for
 constexpr int RUN = 4;      // groups whose codes are unpacked before the first becomes a tile
 #ifndef CUTAWAY_TILED
 #define CUTAWAY_TILED 9     // rows from which a tile of 16, some of them wasted, is faster than `panel_of_codes`
@@ -201,6 +202,7 @@ template <class Form, int M> static inline void panel_of_codes(const Matrix& w, 
   const int64_t groups = in.width / GROUP, first = row * groups;
   for (int m = 0; m < M; m++) sums[m] = all(0.0f);
   for (int g = 0; g < w.k / GROUP; g++, block += w.bytes) {
+    for (int line = 0; line < w.bytes; line += 64) __builtin_prefetch(block + AHEAD * w.bytes + line);
     I dots[M], late[M];
     for (int m = 0; m < M; m++) begin<Form>(w, in, first + m * groups + g, dots[m], late[m]);
     each_step<Form>(block, [&](U codes, int step) {
