@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 
-from cutaway.cli.serve import listening, load_adapters, started
+from cutaway.cli.serve import keys_of, listening, load_adapters, started
 from cutaway.embed.sentences import encode
 from cutaway.errors import CutawayError
 from cutaway.native.build import library
@@ -133,6 +133,14 @@ def test_a_cache_of_8_bits_is_what_it_says(smollm2_gguf):
     with started(load(str(smollm2_gguf), "stored"), {"cache_dtype": "int8", "context": 64}) as served:
         engine = served.service.engine
         assert (engine.runner.cache, engine.runner.page_bytes) == ("int8", 30 * 2 * 3 * 64 * 34)
+
+
+def test_keys(monkeypatch):
+    monkeypatch.setenv("CUTAWAY_API_KEY", "a key of words")
+    assert keys_of(None) == ("a key of words",), "not four keys"
+    assert keys_of(["one", "two"]) == ("one", "two")
+    monkeypatch.setenv("CUTAWAY_API_KEY", "")
+    assert keys_of(None) == ()
 
 
 def test_an_open_address_needs_a_key():

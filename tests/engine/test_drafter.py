@@ -51,6 +51,9 @@ def test_a_prediction_is_followed_through_edits(seed):
     assert steps <= len(reply) / drafter.most + 3 * 5
     assert not drafter.follow(prediction, [60], 5)
     assert not drafter.follow((), [], 5)
+    long = (*range(100, 5000), 7, 8, 9)
+    assert drafter.follow(long, [*range(4880), 8], 1) == [9]
+    assert not drafter.follow(long, [8], 1), "too far off to be looked for: a step must not take longer for a long text"
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])

@@ -135,7 +135,9 @@ MUTANTS = {
     "the second half's sum is the first's": Mutant(
         "kernels.cpp", "sum[1] = total(qb)", "sum[1] = total(qa)", products("Q5_0")
     ),
-    "a single last row is left out": Mutant("kernels.cpp", "if (row < end) few", "if (0) few", products("Q8_0")),
+    "a single last row is left out": Mutant(
+        "kernels.cpp", "while (row < end) those", "while (row + 1 < end) those", products("Q8_0")
+    ),
     "a window sees one token more": Mutant("kernels.cpp", "- op.window + 1", "- op.window", answers),
     "every head has the first one's sink": Mutant("kernels.cpp", "op.sinks[head]", "op.sinks[0]", answers),
     "slots of nobody are read": Mutant("kernels.cpp", "j = begin; j < end", "j = 0; j < PAGE", answers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,8 +42,8 @@ Keys = Annotated[
     list[str] | None,
     typer.Option(
         "--api-key",
-        help="Clients must show this key. May be repeated: clients with different keys share time, and nothing kept.",
-        envvar="CUTAWAY_API_KEY",
+        help="Clients must show this key; if none is given, that in CUTAWAY_API_KEY. May be repeated: clients with "
+        "different keys share time, and nothing kept.",
     ),
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds that a reply may take; then it ends with 504.", min=0.001)]
@@ -90,7 +91,8 @@ def serve(
     adapters_from: AdaptersFrom = None,
 ) -> None:
     """Serve models over HTTP, and the studio. Example: cutaway serve smollm2-135m-instruct --port 8000"""
-    if host not in LOOPBACK and not api_key and not no_api_key:
+    keys = keys_of(api_key)
+    if host not in LOOPBACK and not keys and not no_api_key:
         hint = "give --api-key KEY, or --no-api-key if everyone there may use the models"
         raise CutawayError(f"{host} can be reached from other machines", "--host", hint)
     with listening(host, port) as taken, ExitStack() as stack:
@@ -106,12 +108,17 @@ def serve(
         load_adapters(served, adapter or [])
         known = frozenset(name.lower() for name in [*LOOPBACK, host, *(allow_host or [])])
         named = known if allow_host or host in LOOPBACK else None
-        policy = Policy(tuple(api_key or ()), named, frozenset(allow_origin or []), timeout=timeout)
+        policy = Policy(keys, named, frozenset(allow_origin or []), timeout=timeout)
         app = create_app(served, policy, log_prompts, adapters_from)
         mount_studio(app, served)
         log_requests()
         app.state.lifecycle.proven()
         run(app, taken, f"http://{f'[{host}]' if ':' in host else host}:{taken.getsockname()[1]}", drain)
+
+
+def keys_of(given: list[str] | None) -> tuple[str, ...]:
+    """The keys given, else the one in the environment, spaces and all."""
+    return tuple(given or filter(None, [os.environ.get("CUTAWAY_API_KEY")]))
 
 
 @contextmanager

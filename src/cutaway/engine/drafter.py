@@ -35,7 +35,9 @@ class Pass:
         self.tokens, self.seconds, self.spread, self.slope = 0.0, 0.0, LEAST, 0.0
 
     def note(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens, none of them of a prompt, took so long."""
+        """A step of so many tokens, none of them of a prompt, took so long. Nothing is learned if that is no time."""
+        if seconds <= 0:
+            return
         if not self.tokens:
             self.tokens, self.seconds, self.slope = tokens, seconds, ROW * seconds / (1 - ROW + ROW * tokens)
         off, late = tokens - self.tokens, min(seconds, WILD * self.at(tokens)) - self.seconds
@@ -80,8 +82,8 @@ class Drafter(ABC):
 
     def draft(self, sequences: list[Sequence]) -> None:
         """Give drafts to those that have none; once a step, after all have drawn."""
-        self.spared += SPARE * len(sequences)
         free = [s for s in sequences if not s.drafts and self.knows(s)]
+        self.spared += SPARE * len(free)
         most = [self.worth(s, len(sequences)) for s in free]
         poor = [s for s, worth in zip(free, most, strict=True) if not worth]
         tries = int(bool(poor) and self._spares(poor, len(sequences)))
@@ -190,12 +192,13 @@ class PromptLookup(Drafter):
 class Predicted(Drafter):
     """What a request says the reply will probably be, as in an edit of a long text ("predicted outputs").
 
-    longest: of the run of tokens that tells where in that text the reply is.
+    longest: of the run of tokens that tells where in that text the reply is. near: how far from there it is looked for,
+    in tokens, so that a long text takes no longer than a short one.
     """
 
-    def __init__(self, longest: int = 8) -> None:
+    def __init__(self, longest: int = 8, near: int = 1024) -> None:
         super().__init__(most=16)
-        self.longest = longest
+        self.longest, self.near = longest, near
 
     def knows(self, sequence: Sequence) -> bool:
         """See `Drafter`."""
@@ -214,7 +217,8 @@ class Predicted(Drafter):
             run = next((n for n, (a, b) in enumerate(zip(before, last, strict=False)) if a != b), len(before))
             return run, -abs(end - len(reply))
 
-        ends = [end for end, token in enumerate(prediction, 1) if token == last[0]] if last else [0]
+        near = range(max(1, len(reply) - self.near), min(len(prediction), len(reply) + self.near) + 1)
+        ends = [end for end in near if prediction[end - 1] == last[0]] if last else [0]
         return [*prediction[end : end + most]] if (end := max(ends, key=likely, default=-1)) >= 0 else []
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:

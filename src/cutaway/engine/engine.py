@@ -138,6 +138,7 @@ class Engine:
         self.check(prompt + reply)
         self._known(params.logit_bias, "logit_bias")
         self._known(params.stop_token_ids, "stop_token_ids")
+        self._known(params.prediction, "prediction")
         limit = min(self.context, len(prompt) + params.max_tokens)
         adapter = self.adapters.find(params.adapter)
         looks = params.prompt_logprobs is not None
@@ -270,20 +271,21 @@ class Engine:
         if has_states(self.runner.spec):
             return
         pays = len(sequences) == 1 or self.passes.checking(len(sequences)) < 1  # to say at once what is said anyway
-        for sequence in sequences:
-            asked = sequence.constraint if pays else None
-            sequence.drafter, sequence.drafts = None, asked.forced() if asked else []
-        if not self.drafter or not sequences:
-            return
         try:
-            self.drafter.draft(sequences)
+            for sequence in sequences:
+                sequence.drafter, sequence.drafts = None, []
+                if sequence.constraint and pays:
+                    sequence.drafts = sequence.constraint.forced()
+            if self.drafter and sequences:
+                self.drafter.draft(sequences)
         except Exception:
             if not self.tolerant:
                 raise
             log.exception("guessing failed")  # replies do not need it
             for sequence in sequences:
                 sequence.drafts = []
-                self.drafter.forget(sequence)
+                if self.drafter:
+                    self.drafter.forget(sequence)
 
     def _most(self, sequence: Sequence) -> int:
         """Who looks at all rows gets few at a time: each is a distribution over the vocabulary."""

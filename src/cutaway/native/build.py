@@ -62,7 +62,7 @@ def compiled(march: str = NATIVE) -> Path:
         _compile(command, path)
         _forget(path.parent)
     with suppress(OSError):  # a cache that others fill
-        path.touch()
+        os.utime(path)
     return path
 
 

@@ -32,7 +32,7 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     # In a thread: a long prompt must not hold up the streams of others.
     planned = await asyncio.to_thread(plan, tokenizer, wish, served.calls)
     await compiled(planned.constraint, tokenizer, field)
-    predicted = await asyncio.to_thread(tokenizer.encode, body.prediction.text()) if body.prediction else []
+    predicted = await asyncio.to_thread(predicted_by, body, tokenizer)
     top = body.top_logprobs or 0
     generation = begin(
         request,
@@ -43,10 +43,16 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         max_tokens=max_tokens(body),
         top_logprobs=top,
         constraint=planned.constraint,
-        prediction=tuple(predicted),
+        prediction=predicted[: served.context],
     )
     format = chat_format(tokenizer, planned, body.n, top if body.logprobs else None)
     return await Answer(generation, format, body.n).respond(request)
+
+
+def predicted_by(body: ChatRequest, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens of what the reply will probably be."""
+    text = body.prediction.text() if body.prediction else ""
+    return tuple(tokenizer.encode(text, add_special=False, parse_special=False))
 
 
 def wished(body: ChatRequest) -> tuple[Wish, str]:

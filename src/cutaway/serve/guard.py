@@ -38,7 +38,7 @@ class Policy:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if not all(self.api_keys):
+        if not all(key.strip() for key in self.api_keys):
             raise CutawayError("is empty", "--api-key", "who shows nothing would show it")
 
 

@@ -81,7 +81,8 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     """A stream of events; closing the connection stops the generation. Errors: as chat completions have them."""
     served = find_decoder(request, body.model)
     service = decoder_service(served)
-    params = replace(body.params(), adapter=served.adapter)
+    ours = {"tenant": request.state.tenant, "timeout": request.app.state.timeout}
+    params = replace(body.params(), adapter=served.adapter, **ours)
     # In a thread: a long prompt must not hold up the streams of others.
     prompt = await asyncio.to_thread(prompt_of, served.loaded.tokenizer, body.messages)
     check_prompt(service, prompt + body.continue_tokens, "messages")

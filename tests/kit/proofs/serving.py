@@ -69,13 +69,10 @@ def failing() -> None:
     sequences = [engine.add(*request) for request in REQUESTS]
 
     def broken(spans: Batch, wanted: list[int]) -> list[Logits]:
-        later = [span.sequence for span in spans if len(span.sequence.reply) == 3]
-        if sequences[1] in later:
+        if any(s.sequence is sequences[1] and len(s.sequence.reply) == 3 for s in spans):
             raise MemoryError
-        rows = zip(spans, run(spans, wanted), strict=True)
-        return [
-            r._replace(total=math.inf) if s.sequence in later and s.sequence is sequences[2] else r for s, r in rows
-        ]
+        bad = [s.sequence is sequences[2] and len(s.sequence.reply) == 5 for s in spans]
+        return [r._replace(total=math.inf) if b else r for b, r in zip(bad, run(spans, wanted), strict=True)]
 
     engine.runner.run = broken  # type: ignore[method-assign]
     errors = [who for _ in range(20) for who, event in engine.step() if isinstance(event, Failed)]
@@ -164,7 +161,9 @@ def echoed() -> None:
     texts, asked = ["n\u00e9 en", "abcab"], {"model": "", "echo": True, "logprobs": 1, "best_of": 2, "max_tokens": 2}
     body, engine, count = CompletionRequest.model_validate(asked | {"prompt": texts}), Engine(decoder(), tokenizer()), 2
     rows = [tokenizer().encode(text) for text in texts]
-    sequences = [engine.add(ids, body.params(seed, count, 1, None)) for ids in rows for seed in range(2)]
+    sequences = [
+        engine.add(ids, body.params(seed=seed, max_tokens=count, top_logprobs=1)) for ids in rows for seed in range(2)
+    ]
     events: dict[Sequence, list[Event]] = {sequence: [] for sequence in sequences}
     for _ in range(5):
         for sequence, event in engine.step():

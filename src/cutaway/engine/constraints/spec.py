@@ -18,7 +18,7 @@ from cutaway.text.tokenizer import Tokenizer
 
 BETWEEN_WORDS = " \n.,;:!?'\"()-"
 LARGEST = {
-    "choices": 1 << 18,
+    "choices": 1 << 16,
     "words": 1 << 20,
     "regex": 1 << 14,
     "grammar": 1 << 15,
