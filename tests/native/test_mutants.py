@@ -136,7 +136,7 @@ MUTANTS = {
         "kernels.cpp", "sum[1] = total(qb)", "sum[1] = total(qa)", products("Q5_0")
     ),
     "a single last row is left out": Mutant(
-        "kernels.cpp", "while (row < end) those", "while (row + 1 < end) those", products("Q8_0")
+        "kernels.cpp", "while (row < end) those", "while (row + 1 < end) those", products("Q8_0", 9)
     ),
     "a window sees one token more": Mutant("kernels.cpp", "- op.window + 1", "- op.window", answers),
     "every head has the first one's sink": Mutant("kernels.cpp", "op.sinks[head]", "op.sinks[0]", answers),
