@@ -75,7 +75,7 @@ class Mates(NamedTuple):
         "Two identical requests at temperature 0 gave me different text; which parts of the stack can cause that?",
         "温度为 0 的两次相同请求得到了不同文本；是技术栈的哪些部分造成的？",
     ),
-    seconds={"quick": 5, "full": 240},
+    seconds={"quick": 5, "full": 390},
 )
 def batch_drift(
     run: Run,
